@@ -1,0 +1,1 @@
+"""Preparing training data: pictures and captions into shards, latents and token ids beside them."""

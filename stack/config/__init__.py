@@ -1,0 +1,1 @@
+"""Recipes: the typed schema and how a YAML file becomes one."""

@@ -1,0 +1,118 @@
+"""Sections of a recipe that both jobs have, and the types of their fields.
+
+A field is part of a run's *identity* (changing it makes another experiment, so a resume refuses
+it) unless it is marked ``OPERATIONAL`` (how the same experiment is run, watched and saved).
+[F] in a docstring: not in the paper, the custom of public code (FastGen, DMD2).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+OPERATIONAL: dict[str, Any] = {"operational": True}
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+class Data(Section):
+    """Where samples come from and how many make a global batch."""
+
+    folders: list[str] = Field(min_length=1)
+    """Shard folders, each with a manifest.json."""
+    weights: list[Weight] | None = None
+    """Share of the batch per folder; one source per folder in proportion to its size if unset."""
+    global_batch: Positive
+    """Samples per iteration over all ranks and micro-batches (paper, Table 5)."""
+    lanes: Positive | None = None
+    """Canonical lanes; a divisor of the global batch. The global batch itself if unset."""
+    window: Positive = 4096
+    """Samples within which a lane is shuffled."""
+    workers: Count = Field(default=0, json_schema_extra=OPERATIONAL)
+    """Loader processes per rank."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Data:
+        if self.weights is not None and len(self.weights) != len(self.folders):
+            raise ValueError(
+                f"weights: {len(self.weights)} of them for {len(self.folders)} folders"
+            )
+        if self.lanes and self.global_batch % self.lanes:
+            raise ValueError(
+                f"lanes: {self.lanes} does not divide the global batch {self.global_batch}"
+            )
+        return self
+
+
+class Adam(Section):
+    """AdamW and its learning-rate schedule, for one trained network."""
+
+    lr: Rate
+    """Peak learning rate (paper, Table 5)."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """[F] DMD2."""
+    weight_decay: Weight = 1e-2
+    """Decoupled weight decay (paper, Table 5)."""
+    eps: Rate = 1e-8
+    """Added to the root of the second moment."""
+    clip: Rate = 10.0
+    """Global gradient norm above which the gradient is scaled down [F] DMD2."""
+    warmup: Count = 500
+    """Linear warmup in steps of this network [F] DMD2."""
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    """What the rate does after the warmup, until the last step."""
+
+
+class Checkpoint(Section):
+    """When state is saved and what is kept."""
+
+    every: Positive = Field(default=500, json_schema_extra=OPERATIONAL)
+    """Iterations between saves; the last iteration is always saved."""
+    keep_last: int = Field(default=2, ge=2, json_schema_extra=OPERATIONAL)
+    """Newest checkpoints kept."""
+
+
+class Log(Section):
+    """What a run tells while it runs."""
+
+    every: Positive = Field(default=10, json_schema_extra=OPERATIONAL)
+    """Iterations between rows of metrics.jsonl and TensorBoard."""
+    sample_every: Count = Field(default=0, json_schema_extra=OPERATIONAL)
+    """Iterations between sample grids under samples/; 0 for none."""
+    prompts: list[str] = Field(default=[], json_schema_extra=OPERATIONAL)
+    """Prompts of the grids; the first captions of the data if empty."""
+
+
+class Recipe(Section):
+    """What both jobs share."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    """Name of the run."""
+    seed: Count = 0
+    """Every random number of the run follows from it."""
+    out: str = Field(default="", json_schema_extra=OPERATIONAL)
+    """Run folder; runs/<name> if unset."""
+    log: Log = Log()
+    checkpoint: Checkpoint = Checkpoint()
+    device: str = Field(default="auto", json_schema_extra=OPERATIONAL)
+    """``auto`` takes CUDA where there is one."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: autocast over fp32 master weights."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_out(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and not raw.get("out") and isinstance(raw.get("name"), str):
+            return {**raw, "out": f"runs/{raw['name']}"}
+        return raw

@@ -1,0 +1,105 @@
+"""From the bytes of a sample's members to values, and from values to batches: one table row a
+field that training can ask for."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from stack.data.shard import SampleError
+
+Bytes = bytes | memoryview
+
+
+@dataclass(frozen=True)
+class Field:
+    """How one field is read: from which members (any one of them), one sample's bytes to a
+    value, a batch of values to what training gets, and what makes the field if it is missing."""
+
+    members: tuple[str, ...]
+    decode: Callable[[Bytes], Any]
+    stack: Callable[[Sequence[Any]], Any]
+    made_by: str
+
+    def __call__(self, raw: Mapping[str, Bytes]) -> Any:
+        """Decode the field of one sample. SampleError when it is missing or garbled."""
+        for member in self.members:
+            if member in raw:
+                try:
+                    return self.decode(raw[member])
+                except (ValueError, SyntaxError, OSError, UnidentifiedImageError) as error:
+                    raise SampleError(f"{member}: {error}") from None
+        raise SampleError(f"{self.members[0]}: missing")
+
+
+@lru_cache(maxsize=256)
+def _npy_header(header: bytes) -> tuple[np.dtype, tuple[int, ...]]:
+    """dtype and shape of a version 1 npy file, parsed once per distinct header."""
+    if header[:8] != b"\x93NUMPY\x01\x00":
+        raise ValueError("not a version 1 npy file")
+    described = ast.literal_eval(header[10:].decode("latin-1").strip())
+    if described["fortran_order"]:
+        raise ValueError("column-major npy")
+    return np.dtype(described["descr"]), described["shape"]
+
+
+def decode_npy(data: Bytes) -> np.ndarray:
+    """A view of an npy file's array (np.load costs some 30 times as much for a small one)."""
+    start = 10 + int.from_bytes(data[8:10], "little")
+    dtype, shape = _npy_header(bytes(data[:start]))
+    return np.frombuffer(data, dtype, offset=start).reshape(shape)
+
+
+def encode_npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.asarray(array, order="C"), (1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def decode_image(data: Bytes) -> np.ndarray:
+    """Image file to uint8 (H, W, 3)."""
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def decode_text(data: Bytes) -> str:
+    return str(data, "utf-8")
+
+
+def _images(values: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(values)).permute(0, 3, 1, 2).contiguous()
+
+
+FIELDS: dict[str, Field] = {
+    "image": Field(
+        ("png", "jpg", "jpeg", "webp"), decode_image, _images, "`data_prep latents` kept no images"
+    ),
+    "latent": Field(
+        ("latent.npy",),
+        decode_npy,
+        lambda values: torch.from_numpy(np.stack(values)),
+        "run `python -m data_prep latents`",
+    ),
+    "tokens": Field(
+        ("tokens.npy",),
+        decode_npy,
+        lambda values: torch.from_numpy(np.stack(values).astype(np.int64)),
+        "run `python -m data_prep captions`",
+    ),
+    "text": Field(("txt",), decode_text, list, "these shards have no captions"),
+    "json": Field(("json",), lambda data: json.loads(bytes(data)), list, "no metadata here"),
+    "cls": Field(("cls",), lambda data: int(bytes(data)), torch.tensor, "no classes here"),
+}
+"""What a batch can hold. Shapes: image uint8 (B, 3, H, W); latent float16 (B, 4, H / 8, W / 8),
+unscaled; tokens int64 (B, 77); cls int64 (B,); text and json lists of B. Pixels and latents are
+to be widened on the device that uses them."""

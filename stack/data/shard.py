@@ -1,0 +1,108 @@
+"""Reading one shard: positioned reads through its index, every byte checked."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from stack.data.index import ShardEntry, load_index, split_member
+from stack.util.errors import UserError
+
+Raw = dict[str, memoryview]
+"""field -> bytes of one sample."""
+
+_Read = tuple[list[str], np.ndarray]
+"""Fields fetched by one read, and per row: where to read, how much, and for each field its start
+in what was read (-1: the sample lacks it), size and crc32."""
+
+_MAX_GAP = 16 << 10
+"""Bytes read for nothing at most, where one read can stand for several."""
+
+
+class SampleError(Exception):
+    """One sample cannot be used: checksum or decoding. The reader puts another in its place."""
+
+
+class Shard:
+    """An open tar and its index. Reads are positioned (pread), so an open shard may be shared by
+    threads and inherited by forked workers."""
+
+    def __init__(self, folder: Path, entry: ShardEntry) -> None:
+        """UserError when the index is not the manifest's, or the tar is not the index's."""
+        self.path = folder / entry.name
+        self.index = load_index(folder, entry)
+        self.fields: tuple[str, ...] = (self.index.dtype.names or ())[1:]
+        self._keys = np.ascontiguousarray(self.index["key"])
+        self._plans: dict[tuple[str, ...], list[_Read]] = {}
+        self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 (open as long as self)
+        self.descriptor = self._file.fileno()
+        try:
+            self._check(entry)
+        except BaseException:
+            self.close()
+            raise
+
+    def _check(self, entry: ShardEntry) -> None:
+        """The cheap part of telling a foreign tar: its size, its first and its last headers."""
+        size = os.fstat(self.descriptor).st_size
+        if size != entry.bytes:
+            raise UserError(f"{self.path}: bytes: {size} on disk, {entry.bytes} in its manifest")
+        for row in (0, -1):
+            for field in self.fields:
+                offset, length, _ = self.index[field][row].item()
+                if offset and not self._has_member(offset, length, self.key(row), field):
+                    raise UserError(
+                        f"{self.path}: {self.key(row)}.{field}: not at byte {offset}, where "
+                        f"{entry.index_name} has it; the index is of another tar"
+                    )
+
+    def _has_member(self, offset: int, length: int, key: str, field: str) -> bool:
+        header = os.pread(self.descriptor, tarfile.BLOCKSIZE, offset - tarfile.BLOCKSIZE)
+        try:
+            member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+        except tarfile.HeaderError:
+            return False
+        # A name of more than 100 bytes is cut in the header and whole in a record before it.
+        whole = len(member.name.encode()) < tarfile.LENGTH_NAME
+        return member.size == length and (not whole or split_member(member.name) == (key, field))
+
+    def key(self, row: int) -> str:
+        return self._keys[row].decode()
+
+    def read(self, row: int, fields: tuple[str, ...]) -> Raw:
+        """Those of `fields` that the sample has. SampleError when a checksum does not match."""
+        if fields not in self._plans:
+            self._plans[fields] = self._plan([name for name in fields if name in self.fields])
+        raw: Raw = {}
+        for names, table in self._plans[fields]:
+            begin, length, *places = table[row].tolist()
+            span = memoryview(os.pread(self.descriptor, length, begin))
+            for number, name in enumerate(names):
+                start, size, crc32 = places[3 * number : 3 * number + 3]
+                if start >= 0:
+                    raw[name] = data = span[start : start + size]
+                    if zlib.crc32(data) != crc32:
+                        raise SampleError(f"{name}: crc32 does not match")
+        return raw
+
+    def _plan(self, names: list[str]) -> list[_Read]:
+        """One read for all fields where they lie close together, else one for each."""
+        if not names:
+            return []
+        places = np.stack([self.index[name] for name in names])
+        offset, size = places["offset"], places["size"]
+        end = (offset + size).max(axis=0)
+        there = offset > 0
+        begin = np.where(there, offset, end).min(axis=0)
+        if len(names) > 1 and (end - begin > size.sum(axis=0) + _MAX_GAP).any():
+            return [read for name in names for read in self._plan([name])]
+        start = np.where(there, offset - begin, -1)
+        columns = np.stack([start, size, places["crc32"]], axis=1).reshape(-1, len(end))
+        return [(names, np.column_stack([begin, end - begin, columns.T]))]
+
+    def close(self) -> None:
+        self._file.close()

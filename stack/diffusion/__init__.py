@@ -1,0 +1,1 @@
+"""Noise schedules, parameterizations, times and solvers: plain functions of tensors."""

@@ -1,0 +1,81 @@
+"""Variance-preserving noise schedules: x_t = alpha(t) x0 + sigma(t) eps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stack.util.errors import UserError
+
+
+class DiscreteSchedule:
+    """alpha(t), sigma(t) and log-SNR at integer times t in [0, T).
+
+    Kept in float64 and returned in float32: at t = 999 of Stable Diffusion alpha is 0.068, and
+    reading x0 there divides by it. Times are integers so that the noise level and the network's
+    time embedding cannot disagree.
+    """
+
+    def __init__(self, alphas_cumprod: Tensor) -> None:
+        """Args: alphas_cumprod: (T,) the products of 1 - beta, which are alpha(t)^2."""
+        self.alphas_cumprod = alphas_cumprod.double()
+
+    @classmethod
+    def scaled_linear(
+        cls, beta_start: float = 0.00085, beta_end: float = 0.012, steps: int = 1000
+    ) -> DiscreteSchedule:
+        """Betas linear in their square root; the defaults are Stable Diffusion v1.5's."""
+        betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64) ** 2
+        return cls(torch.cumprod(1 - betas, dim=0))
+
+    @property
+    def steps(self) -> int:
+        """T, the number of times."""
+        return len(self.alphas_cumprod)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Signal scale, float32 of t's shape."""
+        return self._at(t).sqrt().float()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Noise scale, float32 of t's shape."""
+        return (1 - self._at(t)).sqrt().float()
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(alpha^2 / sigma^2), float32 of t's shape."""
+        squared = self._at(t)
+        return (squared.log() - (-squared).log1p()).float()
+
+    def _at(self, t: Tensor) -> Tensor:
+        if t.is_floating_point():
+            raise TypeError(f"times are integers, got {t.dtype}")
+        return self.alphas_cumprod.to(t.device)[t]
+
+
+_BETAS = {"scaled_linear": DiscreteSchedule.scaled_linear}
+
+
+def schedule_from_config(config: dict, source: str) -> DiscreteSchedule:
+    """The schedule that a diffusers ``scheduler_config.json`` describes.
+
+    Args:
+        config: the parsed file.
+        source: its name, for errors.
+
+    Raises:
+        UserError: a beta schedule this project does not know.
+    """
+    name = config.get("beta_schedule")
+    if name not in _BETAS:
+        raise UserError(f"{source}: beta_schedule: {name!r} is not one of {', '.join(_BETAS)}")
+    return _BETAS[name](config["beta_start"], config["beta_end"], config["num_train_timesteps"])
+
+
+def per_sample(value: Tensor, like: Tensor) -> Tensor:
+    """View a (B,) tensor as (B, 1, ..., 1), to multiply samples of ``like``'s rank."""
+    return value.view(-1, *(1,) * (like.ndim - 1))
+
+
+def add_noise(x0: Tensor, eps: Tensor, t: Tensor, schedule: DiscreteSchedule) -> Tensor:
+    """x_t = alpha(t) x0 + sigma(t) eps; x0, eps (B, ...), t (B,)."""
+    return per_sample(schedule.alpha(t), x0) * x0 + per_sample(schedule.sigma(t), x0) * eps

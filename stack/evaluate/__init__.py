@@ -1,0 +1,1 @@
+"""How good generated pictures are: features, distances between distributions, diversity, speed."""

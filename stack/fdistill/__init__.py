@@ -1,0 +1,1 @@
+"""The method of the paper: divergences, ratio, losses, and the two steps."""

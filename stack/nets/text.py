@@ -1,0 +1,66 @@
+"""Tokenizer and text encoder, conditioned exactly as stock Stable Diffusion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from stack.nets.sd15 import require
+from stack.nets.vae import part_hash
+
+
+class TextEncoder(nn.Module):
+    """Captions to the last hidden states of CLIP's text model; no padding mask."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, model: CLIPTextModel) -> None:
+        super().__init__()
+        self.tokenizer, self.model = tokenizer, model
+
+    @property
+    def null_ids(self) -> Tensor:
+        """(77,) int64 ids of the empty caption."""
+        return self.tokenize([""])[0][0]
+
+    def tokenize(self, captions: list[str]) -> tuple[Tensor, int]:
+        """(B, 77) int64 ids, and how many captions were cut."""
+        return tokenize(self.tokenizer, captions)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, 77) int64 ids to (B, 77, D) states; equal captions are encoded once."""
+        unique, inverse = ids.unique(dim=0, return_inverse=True)
+        return self.model(input_ids=unique).last_hidden_state[inverse]
+
+
+def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> tuple[Tensor, int]:
+    """(B, 77) int64 ids padded as SD pads, and how many captions were cut."""
+    length = tokenizer.model_max_length
+    ids = tokenizer(captions, padding="max_length", max_length=length, truncation=True).input_ids
+    whole = tokenizer(captions, truncation=False, verbose=False).input_ids
+    return torch.tensor(ids), sum(len(row) > length for row in whole)
+
+
+def load_tokenizer(folder: str | Path) -> CLIPTokenizer:
+    """The tokenizer of a pipeline folder."""
+    require(folder, "tokenizer")
+    return CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+
+
+def load_text(folder: str | Path) -> TextEncoder:
+    """Tokenizer and text encoder of a pipeline folder, frozen and in float32.
+
+    Raises:
+        UserError: the folder lacks one of them.
+    """
+    require(folder, "text_encoder")
+    model = CLIPTextModel.from_pretrained(
+        folder, subfolder="text_encoder", use_safetensors=True, dtype=torch.float32
+    )
+    return TextEncoder(load_tokenizer(folder), model).requires_grad_(False).eval()
+
+
+def tokenizer_hash(folder: str | Path) -> str:
+    """SHA-256 over the tokenizer's files."""
+    return part_hash(folder, "tokenizer")

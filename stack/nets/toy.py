@@ -1,0 +1,161 @@
+"""The paper's two-dimensional example (Fig. 2 and 8): everything but the student is analytic.
+
+The teacher is the exact denoiser of a ring of equal Gaussians, the data are samples of that
+ring, and student and fake score start as one Gaussian set off to a side. Samples are (B, 2),
+there is no condition: c is (B, 0).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from stack.diffusion.parameterization import loss_weight
+from stack.diffusion.schedule import DiscreteSchedule
+from stack.util import keyed
+
+_FREQUENCIES = (0.5, 1.0, 2.0)
+FEATURE_CHANNELS = 3 + 2 * len(_FREQUENCIES)
+"""Length of the feature vector: x_t, log-SNR and its sinusoids."""
+
+
+def ring(modes: int, radius: float) -> Tensor:
+    """(K, 2) centres at equal angles, the first on the positive x axis."""
+    angle = torch.arange(modes, dtype=torch.float64) * (2 * math.pi / modes)
+    return (radius * torch.stack((angle.cos(), angle.sin()), dim=1)).float()
+
+
+def _features(x_t: Tensor, t: Tensor, schedule: DiscreteSchedule) -> Tensor:
+    """(B, FEATURE_CHANNELS): x_t beside an embedding of the noise level, all of order one."""
+    level = schedule.log_snr(t)[:, None] / 4
+    waves = [wave(f * level) for f in _FREQUENCIES for wave in (torch.sin, torch.cos)]
+    return torch.cat((x_t, level, *waves), dim=1)
+
+
+class MixtureDenoiser(nn.Module):
+    """The teacher: posterior mean E[x0 | x_t] of an equal-weight Gaussian mixture.
+
+    Args:
+        centres: (K, 2) means. std: standard deviation of each Gaussian.
+    """
+
+    centres: Tensor
+
+    def __init__(self, schedule: DiscreteSchedule, centres: Tensor, std: float) -> None:
+        super().__init__()
+        self.schedule, self.std = schedule, std
+        self.register_buffer("centres", centres)
+
+    def forward(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        """x0 (B, 2) of x_t (B, 2), t (B,) int64."""
+        alpha, sigma = self.schedule.alpha(t)[:, None], self.schedule.sigma(t)[:, None]
+        variance = (alpha * self.std) ** 2 + sigma**2
+        offset = x_t[:, None] - alpha[:, None] * self.centres
+        share = (-offset.square().sum(-1) / (2 * variance)).softmax(dim=1)
+        means = self.centres + (alpha * self.std**2 / variance)[:, None] * offset
+        return (share[..., None] * means).sum(1)
+
+    def features(self, x_t: Tensor, t: Tensor, c: Tensor) -> list[Tensor]:
+        """One (B, FEATURE_CHANNELS) vector."""
+        return [_features(x_t, t, self.schedule)]
+
+    def x0_and_features(self, x_t: Tensor, t: Tensor, c: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Both; gradient only through the features."""
+        with torch.no_grad():
+            x0 = self(x_t, t, c)
+        return x0, self.features(x_t, t, c)
+
+    def loss_weight(self, t: Tensor) -> Tensor:
+        """(B,) the weight of :class:`SkewedDenoiser`."""
+        return loss_weight(t, self.schedule, "v_prediction")
+
+    def sample(self, positions: Tensor, *, seed: int, iteration: int) -> Tensor:
+        """(B, 2) data, a function of the key alone."""
+        key = {"seed": seed, "iteration": iteration, "positions": positions}
+        mode = (keyed.uniform((), role="data/mode", **key) * len(self.centres)).long()
+        return self.centres[mode] + self.std * keyed.normal((2,), role="data/noise", **key)
+
+
+class _Residual(nn.Sequential):
+    """A multilayer perceptron that starts out as zero."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__(
+            nn.Linear(channels, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, 2),
+        )
+        for parameter in self[-1].parameters():
+            nn.init.zeros_(parameter)
+
+
+class SkewedDenoiser(nn.Module):
+    """The fake score: exact denoiser of N(centre, std^2) plus a residual in v."""
+
+    centre: Tensor
+
+    def __init__(
+        self, schedule: DiscreteSchedule, centre: tuple[float, float], std: float, width: int
+    ) -> None:
+        super().__init__()
+        self.schedule, self.std = schedule, std
+        self.register_buffer("centre", torch.tensor(centre))
+        self.residual = _Residual(FEATURE_CHANNELS, width)
+
+    def forward(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        """x0 (B, 2) of x_t (B, 2), t (B,) int64."""
+        alpha, sigma = self.schedule.alpha(t)[:, None], self.schedule.sigma(t)[:, None]
+        gain = alpha * self.std**2 / ((alpha * self.std) ** 2 + sigma**2)
+        exact = self.centre + gain * (x_t - alpha * self.centre)
+        return exact - sigma * self.residual(_features(x_t, t, self.schedule))
+
+    def features(self, x_t: Tensor, t: Tensor, c: Tensor) -> list[Tensor]:
+        """One (B, FEATURE_CHANNELS) vector."""
+        return [_features(x_t, t, self.schedule)]
+
+    def x0_and_features(self, x_t: Tensor, t: Tensor, c: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Both; gradient only through the features."""
+        with torch.no_grad():
+            x0 = self(x_t, t, c)
+        return x0, self.features(x_t, t, c)
+
+    def loss_weight(self, t: Tensor) -> Tensor:
+        """(B,) weight that makes an error in x0 one in v."""
+        return loss_weight(t, self.schedule, "v_prediction")
+
+
+class SkewedStudent(nn.Module):
+    """The student: x = centre + std z + residual(z), a sampler of N(centre, std^2) at first."""
+
+    centre: Tensor
+
+    def __init__(
+        self, schedule: DiscreteSchedule, centre: tuple[float, float], std: float, width: int
+    ) -> None:
+        super().__init__()
+        self.schedule, self.std = schedule, std
+        self.register_buffer("centre", torch.tensor(centre))
+        self.residual = _Residual(2, width)
+
+    def forward(self, z: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        """x (B, 2) of unit noise z (B, 2); t is the last time and c empty."""
+        return self.centre + self.std * z + self.residual(z)
+
+
+def mode_shares(samples: Tensor, centres: Tensor, std: float) -> Tensor:
+    """(K,) share of the samples (N, 2) within 3 ``std`` of each centre (K, 2)."""
+    distance = torch.cdist(samples, centres)
+    nearest, mode = distance.min(dim=1)
+    return torch.bincount(mode[nearest <= 3 * std], minlength=len(centres)) / len(samples)
+
+
+def mode_coverage(samples: Tensor, centres: Tensor, std: float) -> float:
+    """Share of the K modes that hold at least 1 / (4 K) of the samples within 3 ``std``."""
+    shares = mode_shares(samples, centres, std)
+    return (shares >= 1 / (4 * len(centres))).float().mean().item()

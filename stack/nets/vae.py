@@ -1,0 +1,77 @@
+"""The autoencoder between pictures and latents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from stack.nets.sd15 import require
+from stack.util.files import sha256_file
+
+
+class Autoencoder(nn.Module):
+    """AutoencoderKL; latents are posterior means, unscaled (DESIGN: ``latent.npy``)."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    @property
+    def scale(self) -> float:
+        """Factor from unscaled latents to the ones diffusion runs on."""
+        return float(self.vae.config.scaling_factor)
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent along a side."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def encode_mean(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] to the posterior mean (B, 4, H/f, W/f), unscaled."""
+        return self.vae.encode(images).latent_dist.mode()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Unscaled latents (B, 4, h, w) to pictures (B, 3, h f, w f) in about [-1, 1]."""
+        return self.vae.decode(latents).sample
+
+
+def load_vae(folder: str | Path) -> Autoencoder:
+    """The autoencoder of a pipeline folder, frozen and in float32.
+
+    Raises:
+        UserError: the folder lacks it.
+    """
+    require(folder, "vae")
+    vae = AutoencoderKL.from_pretrained(
+        folder, subfolder="vae", use_safetensors=True, torch_dtype=torch.float32
+    )
+    return Autoencoder(vae).requires_grad_(False).eval()
+
+
+def vae_hash(folder: str | Path) -> str:
+    """SHA-256 over the hashes of the autoencoder's config and weights."""
+    return part_hash(folder, "vae")
+
+
+def part_hash(folder: str | Path, part: str) -> str:
+    """One SHA-256 for all files of a part of a pipeline folder, by name."""
+    import hashlib
+
+    require(folder, part)
+    digest = hashlib.sha256()
+    for file in sorted((Path(folder) / part).iterdir()):
+        digest.update(f"{file.name} {sha256_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Pictures in [-1, 1] to uint8, rounded."""
+    return (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+
+
+def from_uint8(images: Tensor) -> Tensor:
+    """uint8 pictures to float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1

@@ -1,0 +1,1 @@
+"""How trained networks are laid over processes."""

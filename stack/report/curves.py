@@ -1,0 +1,197 @@
+"""Curves over iterations as SVG for a page.
+
+matplotlib draws; then its colours become the page's CSS variables and its text stays text, so one
+picture serves a light and a dark page, a phone and a laptop.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from stack.report.history import Curve
+
+INK, MUTED, RULE = "#010101", "#010102", "#010103"
+SERIES = ("#010111", "#010112", "#010113", "#010114", "#010115", "#010116")
+_VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule"} | {
+    colour: f"--series-{i + 1}" for i, colour in enumerate(SERIES)
+}
+_POINTS = 400  # drawn of one raw curve; a page holds a dozen of them
+_SIZE = (400, 240)  # of a chart, in CSS pixels at its natural size
+_RC: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.size": 13,
+    "font.family": "sans-serif",
+    "axes.facecolor": "none",
+    "axes.linewidth": 0.8,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": MUTED,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "text.color": MUTED,
+    "lines.solid_joinstyle": "round",
+    "lines.markersize": 3,
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One pair of axes over iterations.
+
+    Args:
+        y_label: what the numbers are, with their unit.
+        lines: each drawn raw, faintly, under its moving average.
+        exact: the lines have no noise; draw them as they are.
+        band: low, middle, high over the same iterations; the middle is smoothed like a line.
+        log: logarithmic if every value is above zero and they span a factor of three.
+        reference: a value to compare with, drawn as a dashed line.
+        limits: ends of a linear y axis, None for an end that follows the values.
+        marks: iterations marked by a thin upright line, e.g. restarts.
+    """
+
+    y_label: str
+    lines: Sequence[Curve] = ()
+    exact: bool = False
+    band: Sequence[Curve] = ()
+    log: bool = False
+    reference: float | None = None
+    limits: tuple[float | None, float | None] = (None, None)
+    marks: Sequence[float] = ()
+
+
+def smooth(values: np.ndarray, span: int) -> np.ndarray:
+    """Centred moving average over ``span`` values, over fewer at both ends."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    half = max(0, span // 2)
+    index = np.arange(len(values))
+    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)
+
+
+def thin(curve: Curve, points: int = _POINTS) -> Curve:
+    """At most ``points`` of a curve: of every run of neighbours the lowest and the highest."""
+    if len(curve.steps) <= points:
+        return curve
+    runs = np.array_split(np.arange(len(curve.steps)), points // 2)
+    extremes = [{run[curve.values[run].argmin()], run[curve.values[run].argmax()]} for run in runs]
+    kept = [index for pair in extremes for index in sorted(pair)]
+    return Curve(curve.steps[kept], curve.values[kept])
+
+
+def binned(curve: Curve, points: int = _POINTS) -> Curve:
+    """At most ``points`` of a curve: the means of runs of neighbours."""
+    if len(curve.steps) <= points:
+        return curve
+    pairs = [
+        (run.mean(), values.mean())
+        for run, values in zip(
+            np.array_split(curve.steps, points), np.array_split(curve.values, points), strict=True
+        )
+    ]
+    return Curve(*np.array(pairs).T)
+
+
+def chart_svg(chart: Chart, *, salt: str) -> str:
+    """Draw a chart as an SVG element to put into a page.
+
+    Args:
+        salt: distinguishes the ids inside from those of the page's other charts.
+    """
+    with matplotlib.rc_context({**_RC, "svg.hashsalt": salt}):
+        width, height = (pixels / 72 for pixels in _SIZE)
+        figure = Figure(figsize=(width, height))
+        figure.patch.set_alpha(0)
+        axes = figure.add_axes((0.13, 0.20, 0.82, 0.68))
+        _draw(axes, chart)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return _for_page(buffer.getvalue(), chart.y_label)
+
+
+def plain_number(value: float) -> str:
+    """A short label for an axis: 0.02, 300, 20k, 10⁻⁵."""
+    if value == 0:
+        return "0"
+    exponent = int(np.floor(np.log10(abs(value)) + 1e-9))
+    if -3 <= exponent < 4:
+        return f"{value:.6g}"
+    if 4 <= exponent < 6:
+        return f"{value / 1000:.6g}k"
+    mantissa = round(value / 10.0**exponent, 6)
+    power = "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return power if mantissa == 1 else f"{mantissa:.6g}·{power}"
+
+
+def _draw(axes: Axes, chart: Chart) -> None:
+    drawn = [*chart.lines, *chart.band]
+    for i, curve in enumerate(chart.lines):
+        raw, trend, colour = thin(curve), _trend(curve), SERIES[i % len(SERIES)]
+        if chart.exact or len(raw.steps) == 1:
+            marker = "o" if len(raw.steps) == 1 else ""
+            axes.plot(raw.steps, raw.values, color=colour, linewidth=1.7, marker=marker)
+        else:
+            axes.plot(raw.steps, raw.values, color=colour, alpha=0.3, linewidth=0.8)
+            axes.plot(trend.steps, trend.values, color=colour, linewidth=1.7)
+    if chart.band:
+        low, _, high = (binned(curve) for curve in chart.band)
+        axes.fill_between(low.steps, low.values, high.values, color=SERIES[0], alpha=0.22, lw=0)
+        middle = _trend(chart.band[1])
+        axes.plot(middle.steps, middle.values, color=SERIES[0], linewidth=1.7)
+    if chart.reference is not None:
+        axes.axhline(chart.reference, color=MUTED, linewidth=1, dashes=(4, 3))
+    for mark in chart.marks:
+        axes.axvline(mark, color=MUTED, linewidth=0.8, dashes=(1, 2))
+    _style(axes, chart, drawn)
+
+
+def _trend(curve: Curve) -> Curve:
+    """The moving average over a fortieth of the curve, but five rows at least."""
+    return binned(Curve(curve.steps, smooth(curve.values, max(5, len(curve.steps) // 40))))
+
+
+def _style(axes: Axes, chart: Chart, drawn: Sequence[Curve]) -> None:
+    """Scales, ticks and labels."""
+    values = np.concatenate([curve.values for curve in drawn])
+    log = chart.log and values.min() > 0 and values.max() > 3 * values.min()
+    number = FuncFormatter(lambda value, _: plain_number(value))
+    if log:
+        axes.set_yscale("log")
+        few = values.max() / values.min() < 100
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=7))
+        axes.yaxis.set_minor_locator(NullLocator())
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.set_ylim(*chart.limits)
+    axes.yaxis.set_major_formatter(number)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_formatter(number)
+    axes.set_xlim(0, 1.01 * max(curve.steps.max() for curve in drawn))
+    axes.grid(axis="y", color=RULE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, pad=5)
+    for side in ("top", "left", "right"):
+        axes.spines[side].set_visible(False)
+    scale = ", log scale" if log else ""
+    axes.text(0, 1.06, chart.y_label + scale, transform=axes.transAxes, ha="left", va="bottom")
+    axes.set_xlabel("iteration", loc="right", labelpad=3)
+
+
+def _for_page(svg: str, label: str) -> str:
+    """The bare svg element: no prolog, no fixed size, the page's colours and font."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<(style|metadata)\b.*?</\1>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' id="[\w.]+_\d+"| xmlns(:\w+)?="[^"]*"| font-family: [^;]*;', "", svg)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r"\s+", " ", svg).replace("> <", "><")
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)

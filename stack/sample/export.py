@@ -1,0 +1,40 @@
+"""A student as a diffusers pipeline folder that plain diffusers samples in one step."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from diffusers import UNet2DConditionModel
+
+from stack.util.files import read_json, write_json
+
+ONE_STEP = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "steps_offset": 0}
+"""DDIMScheduler settings with which one step from t = 999 returns x0."""
+
+
+def save_pipeline(unet: UNet2DConditionModel, teacher: Path, out: Path) -> Path:
+    """Write a student's pipeline folder; the teacher's other parts are copied file by file.
+
+    Args:
+        unet: the student. teacher: the pipeline folder it was distilled from.
+    """
+    staging = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    index = read_json(teacher / "model_index.json")
+    for part in sorted(teacher.iterdir()):
+        if part.is_dir() and part.name not in ("unet", "scheduler"):
+            shutil.copytree(part, staging / part.name)
+    unet.save_pretrained(staging / "unet")
+    scheduler = read_json(teacher / "scheduler" / "scheduler_config.json")
+    kept = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
+    config = {"_class_name": "DDIMScheduler", "clip_sample": False}
+    config |= {key: scheduler[key] for key in kept if key in scheduler} | ONE_STEP
+    write_json(staging / "scheduler" / "scheduler_config.json", config)
+    index["scheduler"] = ["diffusers", "DDIMScheduler"]
+    (staging / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    shutil.rmtree(out, ignore_errors=True)
+    staging.rename(out)
+    return out

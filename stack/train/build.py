@@ -1,0 +1,240 @@
+"""Composition: the one place where a recipe becomes networks, data and a task."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from stack.config.schema import Data, DistillRecipe, Mixture2DTeacher, SDTeacher
+from stack.data.batch import BatchLoader
+from stack.data.stream import ShardStream
+from stack.diffusion.schedule import DiscreteSchedule
+from stack.diffusion.timesteps import UniformTimes
+from stack.fdistill.algorithm import Denoiser, FDistill
+from stack.fdistill.divergence import DIVERGENCES
+from stack.fdistill.ratio import RatioNormalizer, RatioWeight
+from stack.nets.ema import EMA
+from stack.nets.heads import ConvHead, MultiHead, VectorHead
+from stack.nets.sd15 import SDDenoiser, load_schedule, load_unet
+from stack.nets.text import load_text, tokenizer_hash
+from stack.nets.toy import (
+    FEATURE_CHANNELS,
+    MixtureDenoiser,
+    SkewedDenoiser,
+    SkewedStudent,
+    ring,
+)
+from stack.nets.vae import load_vae, vae_hash
+from stack.sample.generate import TextToImage, generate
+from stack.sample.grid import save_grid
+from stack.train.distill import DistillTask
+from stack.train.optim import adam_weights
+from stack.train.sources import KeyedSource, LatentSource
+from stack.train.trainer import Source, Task
+from stack.util import keyed
+from stack.util.errors import UserError
+
+_DRAWN_POINTS = 2000
+"""Samples in a picture of the two-dimensional example."""
+_REACH = 3.0
+"""Standard deviations from a mode's centre within which a sample belongs to it."""
+
+
+@dataclass
+class Job:
+    """What a verb hands to the trainer."""
+
+    task: Task
+    source: Source
+
+
+def device_of(name: str) -> torch.device:
+    """The device a recipe names."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device: {name}: {reason}; device=auto takes what there is") from None
+
+
+def stream_of(data: Data, seed: int, *, batch: int | None = None) -> ShardStream:
+    """The sample stream of a data section."""
+    size = batch or data.global_batch
+    return ShardStream(
+        data.folders,
+        global_batch=size,
+        lanes=data.lanes or size,
+        seed=seed,
+        window=data.window,
+        weights=data.weights,
+    )
+
+
+def build_distill(recipe: DistillRecipe) -> Job:
+    """Everything ``stack distill`` trains."""
+    torch.manual_seed(recipe.seed)
+    builders = {"sd": _build_sd, "mixture2d": _build_mixture}
+    return builders[recipe.teacher.kind](recipe, device_of(recipe.device))
+
+
+def assemble(
+    recipe: DistillRecipe,
+    student: nn.Module,
+    fake: nn.Module,
+    teacher: Denoiser,
+    heads: nn.Module,
+    draw: Callable[[int, Path], None],
+) -> DistillTask:
+    """The algorithm around its networks, the same for every kind of teacher."""
+    k, total = recipe.student_every, recipe.iterations
+    critic_steps = total if recipe.alternation == "joint" else total - total // k
+    optim = recipe.optim
+    weights = [
+        adam_weights("student", student, total=total // k, **optim.student.model_dump()),
+        adam_weights("fake", fake, total=critic_steps, **optim.fake.model_dump()),
+        adam_weights("heads", heads, total=critic_steps, **optim.heads.model_dump()),
+    ]
+    average = EMA(student, recipe.ema) if recipe.ema else None
+    score_times = UniformTimes(*recipe.times.score)
+    edges = score_times.log_snr_edges(teacher.schedule, recipe.ratio.bins)
+    ratio = RatioWeight(
+        DIVERGENCES[recipe.divergence],
+        RatioNormalizer(edges, decay=recipe.ratio.decay, prior=recipe.ratio.prior),
+        normalize_r=recipe.ratio.normalize_r,
+        normalize_h=recipe.ratio.normalize_h,
+        warmup=recipe.ratio.warmup,
+        ramp=recipe.ratio.ramp,
+    )
+    algorithm = FDistill(
+        student,
+        fake,
+        teacher,
+        heads,
+        *weights,
+        ratio=ratio,
+        score_times=score_times,
+        fake_times=UniformTimes(*recipe.times.fake),
+        global_batch=recipe.batch_size,
+        seed=recipe.seed,
+        guidance=recipe.guidance,
+        gan_weight=recipe.gan.weight,
+        r1_gamma=recipe.gan.r1_gamma,
+        r1_noise=recipe.gan.r1_noise,
+        feature_source=recipe.gan.features,
+        alternation=recipe.alternation,
+        student_every=k,
+        logit_clamp=recipe.ratio.logit_clamp,
+        r_min=recipe.ratio.r_min,
+        r_max=recipe.ratio.r_max,
+    )
+    return DistillTask(recipe.name, total, algorithm, weights, average, draw)
+
+
+def _build_sd(recipe: DistillRecipe, device: torch.device) -> Job:
+    assert isinstance(recipe.teacher, SDTeacher)
+    assert recipe.data
+    folder = Path(recipe.teacher.path)
+    schedule, parameterization = load_schedule(folder)
+    text, vae = load_text(folder).to(device), load_vae(folder).to(device)
+    teacher = SDDenoiser(
+        load_unet(folder),
+        schedule,
+        parameterization,
+        resolutions=recipe.gan.resolutions,
+        bf16=recipe.precision == "bf16",
+    ).to(device)
+    student, fake = copy.deepcopy(teacher), copy.deepcopy(teacher)
+    teacher.requires_grad_(False)
+    heads = MultiHead(
+        [ConvHead(channels, recipe.gan.width) for channels in teacher.feature_channels],
+        bf16=recipe.precision == "bf16",
+    ).to(device)
+
+    stream = stream_of(recipe.data, recipe.seed)
+    _check_makers(stream, folder)
+    loader = BatchLoader(
+        stream,
+        ("latent", "tokens"),
+        workers=recipe.data.workers,
+        pin_memory=device.type == "cuda",
+        tokenize=text.tokenize,
+    )
+    source = LatentSource(
+        loader,
+        text,
+        scale=vae.scale,
+        samples=recipe.batch_size,
+        accumulation=recipe.parallel.accumulation,
+        device=device,
+    )
+    pictures = TextToImage(student, text, vae)
+    captions = prompts_of(recipe) if recipe.log.sample_every else []
+
+    def draw(iteration: int, out: Path) -> None:
+        images = generate(pictures, captions, seed=recipe.seed, batch=len(captions))
+        save_grid(out / f"student-{iteration:07d}.png", images.split(10))
+
+    return Job(assemble(recipe, student, fake, teacher, heads, draw), source)
+
+
+def _build_mixture(recipe: DistillRecipe, device: torch.device) -> Job:
+    assert isinstance(recipe.teacher, Mixture2DTeacher)
+    given, schedule = recipe.teacher, DiscreteSchedule.scaled_linear()
+    centres = ring(given.modes, given.radius)
+    teacher = MixtureDenoiser(schedule, centres, given.std).to(device)
+    start = (schedule, given.start, given.start_std, given.width)
+    student, fake = SkewedStudent(*start).to(device), SkewedDenoiser(*start).to(device)
+    heads = MultiHead([VectorHead(FEATURE_CHANNELS, given.width)]).to(device)
+
+    def data(iteration: int, positions: Tensor) -> Tensor:
+        return teacher.sample(positions, seed=recipe.seed, iteration=iteration)
+
+    source = KeyedSource(
+        data,
+        samples=recipe.batch_size,
+        accumulation=recipe.parallel.accumulation,
+        device=device,
+    )
+
+    @torch.no_grad()
+    def draw(iteration: int, out: Path) -> None:
+        from stack.report.figures import scatter_modes
+
+        shown = torch.arange(_DRAWN_POINTS, device=device)
+        z = keyed.normal((2,), seed=recipe.seed, iteration=0, role="sample", positions=shown)
+        points = student(z, shown, z[:, :0]).cpu().numpy()
+        path = out / f"student-{iteration:07d}.png"
+        rows = {recipe.divergence: {iteration: points}}
+        reach = _REACH * given.std
+        scatter_modes(path, data(0, shown).cpu().numpy(), rows, centres.numpy(), reach=reach)
+
+    return Job(assemble(recipe, student, fake, teacher, heads, draw), source)
+
+
+def prompts_of(recipe: DistillRecipe) -> list[str]:
+    """The prompts of sample grids: the recipe's, or else the first captions of its data."""
+    if recipe.log.prompts or not recipe.data:
+        return recipe.log.prompts
+    batch = next(iter(BatchLoader(stream_of(recipe.data, recipe.seed), ("text",))))
+    return list(dict.fromkeys(batch["text"]))[:10]
+
+
+def _check_makers(stream: ShardStream, teacher: Path) -> None:
+    """Refuse latents of another autoencoder and token ids of another tokenizer."""
+    wanted = {"vae": vae_hash(teacher), "tokenizer": tokenizer_hash(teacher)}
+    verbs = {"vae": "latents", "tokenizer": "captions"}
+    for folder, manifest in stream.manifests.items():
+        for part, made in (("vae", manifest.vae), ("tokenizer", manifest.tokenizer)):
+            if made and made.hash != wanted[part]:
+                raise UserError(
+                    f"{folder}/manifest.json: {part}.hash: {made.hash[:12]} is not that of "
+                    f"{teacher}/{part} ({wanted[part][:12]}); "
+                    f"run python -m data_prep {verbs[part]} with this teacher"
+                )

@@ -1,0 +1,164 @@
+"""Composition of a teacher's pretraining, and its pipeline folder."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+from stack.config.schema import PretrainRecipe
+from stack.data.batch import BatchLoader
+from stack.data.stream import ShardStream
+from stack.nets.ema import EMA
+from stack.nets.sd15 import SDDenoiser
+from stack.nets.text import TextEncoder
+from stack.nets.vae import Autoencoder, from_uint8
+from stack.train.build import Job, device_of, stream_of
+from stack.train.optim import adam_weights
+from stack.train.pretrain import (
+    SD_SCHEDULE,
+    LatentCache,
+    UnetTask,
+    VaeTask,
+    module_of,
+    new_text_encoder,
+    new_tokenizer,
+    new_unet,
+    new_vae,
+)
+from stack.train.sources import RawSource
+from stack.util.errors import UserError
+
+_SCALE_SAMPLES = 1024
+"""Pictures whose latents' standard deviation becomes the scaling factor."""
+
+
+@dataclass
+class TeacherParts:
+    """What becomes the pipeline folder."""
+
+    denoiser: SDDenoiser
+    text: TextEncoder
+    vae: Autoencoder
+    average: EMA
+
+
+def build_vae(recipe: PretrainRecipe) -> tuple[Job, Autoencoder]:
+    """The autoencoder's training."""
+    torch.manual_seed(recipe.seed)
+    config = recipe.vae
+    stream = stream_of(recipe.data, recipe.seed, batch=config.batch)
+    vae = new_vae(
+        _resolution(stream), channels=config.channels, layers=config.layers, groups=config.groups
+    )
+    model = Autoencoder(vae).to(device_of(recipe.device))
+    weights = adam_weights("vae", model.vae, total=config.iterations, **config.optim.model_dump())
+    task = VaeTask(
+        model, weights, seed=recipe.seed, total=config.iterations, kl_weight=config.kl_weight
+    )
+    loader = BatchLoader(stream, ("image",), workers=recipe.data.workers)
+    return Job(task, RawSource(loader, samples=config.batch)), model
+
+
+def build_unet(recipe: PretrainRecipe, vae: Autoencoder) -> tuple[Job, TeacherParts]:
+    """The training of UNet and text encoder on the finished autoencoder's latents."""
+    torch.manual_seed(recipe.seed)
+    config, device = recipe.unet, device_of(recipe.device)
+    vae.requires_grad_(False).eval()
+    vae.vae.register_to_config(scaling_factor=_latent_scale(recipe, vae))
+    stream = stream_of(recipe.data, recipe.seed, batch=config.batch)
+    tokenizer = new_tokenizer(_captions(recipe), recipe.text.vocabulary)
+    text = new_text_encoder(
+        tokenizer, width=recipe.text.width, layers=recipe.text.layers, heads=recipe.text.heads
+    ).to(device)
+    unet = new_unet(
+        _resolution(stream) // vae.factor,
+        recipe.text.width,
+        channels=config.channels,
+        attention=config.attention,
+        layers=config.layers,
+        heads=config.heads,
+        groups=config.groups,
+    ).to(device)
+    denoiser = SDDenoiser(unet, SD_SCHEDULE, "v_prediction", bf16=recipe.precision == "bf16")
+    module = module_of(denoiser, text)
+    weights = adam_weights("unet", module, total=config.iterations, **config.optim.model_dump())
+    parts = TeacherParts(denoiser, text, vae, EMA(module, config.ema))
+    task = UnetTask(
+        denoiser,
+        text,
+        LatentCache(vae),
+        weights,
+        parts.average,
+        seed=recipe.seed,
+        total=config.iterations,
+        caption_dropout=config.caption_dropout,
+    )
+    loader = BatchLoader(
+        stream,
+        ("image", "tokens", "key"),
+        workers=recipe.data.workers,
+        tokenize=text.tokenize,
+    )
+    return Job(task, RawSource(loader, samples=config.batch)), parts
+
+
+def save_teacher(parts: TeacherParts, out: Path) -> None:
+    """Write the averaged teacher as a StableDiffusionPipeline folder."""
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        timestep_spacing="trailing",
+        prediction_type="v_prediction",
+    )
+    staging = out.with_name(f".{out.name}.partial")
+    with parts.average.applied():
+        StableDiffusionPipeline(
+            vae=parts.vae.vae,
+            text_encoder=parts.text.model,
+            tokenizer=parts.text.tokenizer,
+            unet=parts.denoiser.unet,
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        ).save_pretrained(staging)
+    shutil.rmtree(out, ignore_errors=True)
+    staging.rename(out)
+
+
+def _resolution(stream: ShardStream) -> int:
+    """Side of the pictures, which all folders must share."""
+    sides = {manifest.resolution for manifest in stream.manifests.values()}
+    side = sides.pop()
+    if sides or side is None:
+        folders = ", ".join(map(str, stream.manifests))
+        raise UserError(f"{folders}: resolution: pictures must be squares of one size")
+    return side
+
+
+@torch.no_grad()
+def _latent_scale(recipe: PretrainRecipe, vae: Autoencoder) -> float:
+    """1 / standard deviation of the latents, as SD's 0.18215 came about."""
+    batch = min(_SCALE_SAMPLES, recipe.data.global_batch)
+    loader = iter(BatchLoader(stream_of(recipe.data, recipe.seed, batch=batch), ("image",)))
+    device = next(vae.parameters()).device
+    latents = [
+        vae.encode_mean(from_uint8(next(loader)["image"].to(device)))
+        for _ in range(_SCALE_SAMPLES // batch)
+    ]
+    return round(1 / float(torch.cat(latents).std()), 5)
+
+
+def _captions(recipe: PretrainRecipe) -> list[str]:
+    """The captions of one epoch, for the tokenizer."""
+    stream = stream_of(recipe.data, recipe.seed)
+    loader = iter(BatchLoader(stream, ("text",)))
+    return [text for _ in range(stream.steps_per_epoch) for text in next(loader)["text"]]

@@ -1,0 +1,56 @@
+"""What may stop a run: signals, and too many skipped iterations."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from stack.util.errors import UserError
+
+
+class StopFlag:
+    """Set by a signal, read at an iteration's boundary."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+
+    def set(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler; a second signal changes nothing."""
+        self.reason = self.reason or signal.Signals(number).name
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopFlag]:
+    """SIGINT, SIGTERM and SIGUSR1 only set a flag inside the context."""
+    flag = StopFlag()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, flag.set) for number in numbers}
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class SkipBudget:
+    """Counts iterations skipped because something was not finite; some in a row are too many."""
+
+    def __init__(self, in_a_row: int = 20, *, skipped: int = 0) -> None:
+        self.limit, self.skipped, self.row = in_a_row, skipped, 0
+
+    def count(self, stepped: bool, iteration: int, run: Path) -> None:
+        """Note one iteration.
+
+        Raises:
+            UserError: too many in a row were skipped.
+        """
+        self.row = 0 if stepped else self.row + 1
+        self.skipped += not stepped
+        if self.row >= self.limit:
+            raise UserError(
+                f"{run}: iteration {iteration}: {self.row} iterations in a row had a loss or "
+                "gradient that is not finite; lower optim.*.lr, or resume from the last checkpoint"
+            )

@@ -1,0 +1,268 @@
+"""Training a teacher from nothing: autoencoder, tokenizer, text encoder and UNet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from stack.diffusion.schedule import DiscreteSchedule, add_noise
+from stack.diffusion.timesteps import UniformTimes
+from stack.fdistill.algorithm import Noise
+from stack.fdistill.losses import denoising_loss
+from stack.nets.ema import EMA
+from stack.nets.sd15 import SDDenoiser
+from stack.nets.text import TextEncoder
+from stack.nets.vae import Autoencoder, from_uint8, to_uint8
+from stack.parallel.local import LocalWeights
+from stack.sample.grid import save_grid
+from stack.util import keyed
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+POSITIONS = 77
+_START_LOG_VARIANCE = -6.0
+
+
+def new_vae(resolution: int, *, channels: Sequence[int], layers: int, groups: int) -> AutoencoderKL:
+    """A fresh AutoencoderKL for pictures of ``resolution``."""
+    levels = len(channels)
+    vae = AutoencoderKL(
+        block_out_channels=tuple(channels),
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        layers_per_block=layers,
+        norm_num_groups=groups,
+        latent_channels=4,
+        sample_size=resolution,
+    )
+    # Start almost without posterior noise: the first steps learn to reconstruct, not to average.
+    nn.init.constant_(vae.quant_conv.bias[4:], _START_LOG_VARIANCE)
+    return vae
+
+
+def new_unet(
+    size: int,
+    width: int,
+    *,
+    channels: Sequence[int],
+    attention: Sequence[bool],
+    layers: int,
+    heads: int,
+    groups: int,
+) -> UNet2DConditionModel:
+    """A fresh UNet for latents of ``size`` and text states of ``width``, in SD v1.5's layout;
+    ``attention`` says per level whether it reads the text."""
+    down = ["CrossAttnDownBlock2D" if cross else "DownBlock2D" for cross in attention]
+    up = ["CrossAttnUpBlock2D" if cross else "UpBlock2D" for cross in attention[::-1]]
+    return UNet2DConditionModel(
+        sample_size=size,
+        block_out_channels=tuple(channels),
+        down_block_types=tuple(down),
+        up_block_types=tuple(up),
+        layers_per_block=layers,
+        attention_head_dim=heads,  # SD v1.5's config, too, names the head count so.
+        norm_num_groups=groups,
+        cross_attention_dim=width,
+    )
+
+
+def new_tokenizer(captions: Iterable[str], vocabulary: int) -> CLIPTokenizer:
+    """A byte-level BPE in CLIP's manner, trained on captions."""
+    bpe = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix="</w>"))
+    bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    bpe.train_from_iterator(captions, trainer)
+    vocab = bpe.get_vocab()
+    # Every character also ends a word, and the two markers come last, as in CLIP's vocabulary.
+    for token in [*(f"{letter}</w>" for letter in alphabet), START, END]:
+        vocab.setdefault(token, len(vocab))
+    merges = [tuple(pair) for pair in _merges(bpe)]
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=POSITIONS)
+
+
+def _merges(bpe: Tokenizer) -> list[Sequence[str]]:
+    return json.loads(bpe.to_str())["model"]["merges"]
+
+
+def new_text_encoder(
+    tokenizer: CLIPTokenizer, *, width: int, layers: int, heads: int
+) -> TextEncoder:
+    """A fresh CLIPTextModel for the tokenizer."""
+    model = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            max_position_embeddings=POSITIONS,
+            projection_dim=width,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    return TextEncoder(tokenizer, model)
+
+
+class VaeTask:
+    """Mean absolute error of the reconstruction, and a small KL term."""
+
+    name = "vae"
+
+    def __init__(
+        self, model: Autoencoder, weights: LocalWeights, *, seed: int, total: int, kl_weight: float
+    ) -> None:
+        self.model, self.weights = model, weights
+        self.seed, self.total, self.kl_weight = seed, total, kl_weight
+        self.shown: Tensor | None = None
+
+    def iteration(
+        self, iteration: int, batches: Sequence[dict[str, Any]]
+    ) -> tuple[dict[str, Tensor], bool]:
+        [raw] = batches
+        device = next(self.model.parameters()).device
+        images = from_uint8(raw["image"].to(device))
+        posterior = self.model.vae.encode(images).latent_dist
+        noise = Noise(self.seed, iteration, raw["position"].to(device))
+        latents = posterior.mean + posterior.std * noise.normal("posterior", posterior.mean)
+        error = (self.model.decode(latents) - images).square().mean()
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        self.weights.backward(error + self.kl_weight * kl)
+        norm = self.weights.clip()
+        stepped = bool(norm.isfinite())
+        self.weights.step() if stepped else self.weights.discard()
+        self.shown = images[:10]
+        return {"loss/error": error, "loss/kl": kl, "grad/vae": norm}, stepped
+
+    def summary(self, figures: dict[str, Tensor]) -> dict[str, float]:
+        return {name: float(value) for name, value in figures.items()}
+
+    @torch.no_grad()
+    def sample(self, iteration: int, folder: Path) -> None:
+        """Pictures above their reconstructions."""
+        if self.shown is not None:
+            again = self.model.decode(self.model.encode_mean(self.shown))
+            save_grid(folder / f"vae-{iteration:07d}.png", [to_uint8(self.shown), to_uint8(again)])
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self.weights.tensors()
+
+    def counters(self) -> dict[str, Any]:
+        return {"vae": self.weights.steps}
+
+    def load_counters(self, counters: dict[str, Any]) -> None:
+        self.weights.steps = counters["vae"]
+
+
+class LatentCache:
+    """Scaled latents by sample key, encoded at first sight; up to ``limit`` samples."""
+
+    def __init__(self, vae: Autoencoder, *, limit: int = 1 << 20) -> None:
+        self.vae, self.limit = vae, limit
+        self.known: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, keys: list[str], images: Tensor) -> Tensor:
+        """(B, 4, h, w) latents of uint8 pictures (B, 3, H, W)."""
+        if all(key in self.known for key in keys):
+            return torch.stack([self.known[key] for key in keys])
+        # The whole batch, not its new samples alone: the last bits depend on the batch's size,
+        # and a resumed run must see what a run with a fuller cache saw.
+        latents = self.vae.encode_mean(from_uint8(images)) * self.vae.scale
+        if len(self.known) + len(keys) <= self.limit:
+            self.known |= dict(zip(keys, latents, strict=True))
+        return latents
+
+
+class UnetTask:
+    """Denoising with caption dropout, over UNet and text encoder together."""
+
+    name = "unet"
+
+    def __init__(
+        self,
+        denoiser: SDDenoiser,
+        text: TextEncoder,
+        latents: LatentCache,
+        weights: LocalWeights,
+        average: EMA,
+        *,
+        seed: int,
+        total: int,
+        caption_dropout: float,
+    ) -> None:
+        self.denoiser, self.text, self.latents = denoiser, text, latents
+        self.weights, self.average = weights, average
+        self.seed, self.total, self.caption_dropout = seed, total, caption_dropout
+        self.times = UniformTimes(0, denoiser.schedule.steps - 1)
+        self.null = text.null_ids
+
+    def iteration(
+        self, iteration: int, batches: Sequence[dict[str, Any]]
+    ) -> tuple[dict[str, Tensor], bool]:
+        [raw] = batches
+        device = next(self.denoiser.parameters()).device
+        positions = raw["position"].to(device)
+        noise = Noise(self.seed, iteration, positions)
+        x0 = self.latents(raw["key"], raw["image"].to(device))
+        t = noise.times("t", self.times)
+        x_t = add_noise(x0, noise.normal("eps", x0), t, self.denoiser.schedule)
+        c = self.text(self._dropout(raw["tokens"].to(device), iteration, positions))
+        loss = denoising_loss(self.denoiser(x_t, t, c), x0, self.denoiser.loss_weight(t))
+        self.weights.backward(loss)
+        norm = self.weights.clip()
+        stepped = bool(norm.isfinite())
+        if stepped:
+            self.weights.step()
+            self.average.update()
+        else:
+            self.weights.discard()
+        return {"loss/denoising": loss.detach(), "grad/unet": norm}, stepped
+
+    def _dropout(self, ids: Tensor, iteration: int, positions: Tensor) -> Tensor:
+        u = keyed.uniform(
+            (), seed=self.seed, iteration=iteration, role="caption dropout", positions=positions
+        )
+        return torch.where((u < self.caption_dropout)[:, None], self.null.to(ids.device), ids)
+
+    def summary(self, figures: dict[str, Tensor]) -> dict[str, float]:
+        return {name: float(value) for name, value in figures.items()}
+
+    def sample(self, iteration: int, folder: Path) -> None:
+        """The finished teacher is looked at with ``stack sample``."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        average = {f"ema.{name}": value for name, value in self.average.tensors().items()}
+        return self.weights.tensors() | average
+
+    def counters(self) -> dict[str, Any]:
+        return {"unet": self.weights.steps, "ema": self.average.updates}
+
+    def load_counters(self, counters: dict[str, Any]) -> None:
+        self.weights.steps = counters["unet"]
+        self.average.updates = counters["ema"]
+
+
+def module_of(denoiser: SDDenoiser, text: TextEncoder) -> nn.Module:
+    """What the teacher's optimizer trains."""
+    return nn.ModuleDict({"unet": denoiser.unet, "text": text.model})
+
+
+SD_SCHEDULE = DiscreteSchedule.scaled_linear()

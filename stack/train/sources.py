@@ -1,0 +1,110 @@
+"""Micro-batches for each job, from the stream or from a keyed generator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stack.data.batch import BatchLoader
+from stack.fdistill.algorithm import Batch
+from stack.nets.text import TextEncoder
+
+
+class LatentSource:
+    """Latents and token ids from shards, as f-distill batches.
+
+    Args:
+        accumulation: micro-batches the local batch is cut into.
+    """
+
+    def __init__(
+        self,
+        loader: BatchLoader,
+        text: TextEncoder,
+        *,
+        scale: float,
+        samples: int,
+        accumulation: int,
+        device: torch.device,
+    ) -> None:
+        self.loader, self.text, self.scale = loader, text, scale
+        self.samples, self.accumulation, self.device = samples, accumulation, device
+        self.batches = iter(loader)
+        with torch.no_grad():
+            self.null = text(text.null_ids[None].to(device))
+
+    @torch.no_grad()
+    def take(self) -> Sequence[Batch]:
+        raw = next(self.batches)
+        c = self.text(raw["tokens"].to(self.device))
+        batch = Batch(
+            positions=raw["position"].to(self.device),
+            x0=raw["latent"].to(self.device).float() * self.scale,
+            c=c,
+            null=self.null.expand_as(c),
+        )
+        return micro_batches(batch, self.accumulation)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.loader.load_state_dict(state)
+        self.batches = iter(self.loader)
+
+
+class KeyedSource:
+    """Data that is a function of (iteration, positions), such as an analytic mixture."""
+
+    def __init__(
+        self,
+        draw: Callable[[int, Tensor], Tensor],
+        *,
+        samples: int,
+        accumulation: int,
+        device: torch.device,
+    ) -> None:
+        self.draw, self.samples, self.accumulation = draw, samples, accumulation
+        self.positions = torch.arange(samples, device=device)
+        self.iteration = 0
+
+    def take(self) -> Sequence[Batch]:
+        x0 = self.draw(self.iteration, self.positions)
+        self.iteration += 1
+        nothing = torch.zeros(len(x0), 0, device=x0.device)
+        return micro_batches(Batch(self.positions, x0, nothing, nothing), self.accumulation)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"iteration": self.iteration}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.iteration = state["iteration"]
+
+
+class RawSource:
+    """Whole batches as the loader gives them, for pretraining."""
+
+    def __init__(self, loader: BatchLoader, *, samples: int) -> None:
+        self.loader, self.samples = loader, samples
+        self.batches = iter(loader)
+
+    def take(self) -> Sequence[dict[str, Any]]:
+        return [next(self.batches)]
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.loader.load_state_dict(state)
+        self.batches = iter(self.loader)
+
+
+def micro_batches(batch: Batch, count: int) -> Sequence[Batch]:
+    """Cut a batch into ``count`` equal ones, in order."""
+    if count == 1:
+        return [batch]
+    parts = [value.chunk(count) for value in (batch.positions, batch.x0, batch.c, batch.null)]
+    return [Batch(*row) for row in zip(*parts, strict=True)]

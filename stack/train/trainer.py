@@ -1,0 +1,194 @@
+"""The training loop: iterate, log, sample, save, stop when asked, resume exactly."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from stack.checkpoint import commit, read, verify
+from stack.train.guard import SkipBudget, StopFlag, stop_on_signals
+from stack.train.metrics import MetricsLog
+from stack.util.progress import progress
+
+
+class Task(Protocol):
+    """What is trained."""
+
+    name: str
+    total: int
+    """Iterations in all."""
+
+    def iteration(self, iteration: int, batches: Sequence[Any]) -> tuple[dict[str, Tensor], bool]:
+        """One iteration: figures, and whether the networks stepped."""
+
+    def summary(self, figures: dict[str, Tensor]) -> dict[str, float]:
+        """Figures as numbers for the log."""
+
+    def sample(self, iteration: int, folder: Path) -> None:
+        """Write a picture of the present state into ``folder``."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors of the state, by unique name, to save or to fill in place."""
+
+    def counters(self) -> dict[str, Any]:
+        """The rest of the state, as JSON."""
+
+    def load_counters(self, counters: dict[str, Any]) -> None:
+        """Take over :meth:`counters`, after the tensors were filled."""
+
+
+class Source(Protocol):
+    """Endless micro-batches."""
+
+    samples: int
+    """Samples of an iteration, over all ranks."""
+
+    def take(self) -> Sequence[Any]:
+        """This rank's micro-batches of the next iteration."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position, counting delivered batches."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a position."""
+
+
+@dataclass
+class Trainer:
+    """Runs one task in one run folder.
+
+    Args:
+        folder: the run folder.
+        recipe_text: the resolved recipe. code_hash: of the code that runs.
+        log_every, sample_every, save_every: iterations between; 0 samples: none.
+        keep_last: newest checkpoints kept.
+    """
+
+    folder: Path
+    task: Task
+    source: Source
+    recipe_text: str
+    code_hash: str
+    log_every: int
+    sample_every: int
+    save_every: int
+    keep_last: int
+
+    def fit(self) -> str | None:
+        """Train to the end, from the newest checkpoint that verifies if there is one.
+
+        Returns: the signal's name if one asked to stop, after the state was saved.
+        """
+        root = self.folder / "checkpoints"
+        commit.sweep(root)
+        found, skipped = verify.latest(root)
+        for reason in skipped:
+            print(f"skipped checkpoint {reason}")
+        state = self._load(found) if found else {"iteration": 0, "skipped": 0, "seconds": 0.0}
+        if state["iteration"] >= self.task.total:
+            print(f"{self.folder}: all {self.task.total} iterations are done")
+            return None
+        budget = SkipBudget(skipped=state["skipped"])
+        log = MetricsLog(self.folder, seconds=state["seconds"])
+        if found:
+            print(f"resuming {self.folder} after iteration {state['iteration']}")
+        if log.continued:
+            log.event("resume", state["iteration"])
+        try:
+            with stop_on_signals() as stop:
+                return self._loop(state["iteration"], budget, log, stop)
+        finally:
+            log.close()
+
+    def _loop(self, first: int, budget: SkipBudget, log: MetricsLog, stop: StopFlag) -> str | None:
+        total = self.task.total
+        meter = _Meter(self.source.samples)
+        with progress(self.task.name, total=total, initial=first) as bar:
+            for iteration in range(first, total):
+                figures, stepped = self.task.iteration(iteration, meter.fetch(self.source))
+                meter.iterations += 1
+                budget.count(stepped, iteration, self.folder)
+                done = iteration + 1
+                shown = {}
+                if done % self.log_every == 0 or done == total:
+                    row = self.task.summary(figures)
+                    shown = {name[5:]: value for name, value in row.items() if "loss/" in name}
+                    log.row(done, row | meter.read() | {"skipped": budget.skipped})
+                bar.advance(1, **shown)
+                if self.sample_every and done % self.sample_every == 0:
+                    self.task.sample(done, self.folder / "samples")
+                # Read once: a signal that comes from here on waits for the next boundary.
+                reason = stop.reason
+                if done % self.save_every == 0 or done == total or reason:
+                    self._save(done, budget, log)
+                if reason:
+                    log.event(f"stopped by {reason}", done)
+                    return reason
+        return None
+
+    def _save(self, done: int, budget: SkipBudget, log: MetricsLog) -> None:
+        state = {
+            "iteration": done,
+            "skipped": budget.skipped,
+            "seconds": log.seconds,
+            "task": self.task.counters(),
+            "stream": {"rank0": self.source.state_dict()},
+        }
+        commit.save(
+            self.folder / "checkpoints",
+            done,
+            self.task.tensors() | _rng(),
+            state,
+            recipe=self.recipe_text,
+            code_hash=self.code_hash,
+            keep_last=self.keep_last,
+        )
+
+    def _load(self, found: Path) -> dict[str, Any]:
+        if read.code_hash(found) != self.code_hash:
+            print(f"{found}: saved by other code than this; results may differ from one run's")
+        rng = _rng()
+        state = read.load_into(found, self.task.tensors() | rng)
+        self.task.load_counters(state["task"])
+        self.source.load_state_dict(state["stream"]["rank0"])
+        torch.set_rng_state(rng["rng.rank0.cpu"])
+        return state
+
+
+def _rng() -> dict[str, Tensor]:
+    """State of this rank's generators, by a name that no other rank has."""
+    return {"rng.rank0.cpu": torch.get_rng_state()}
+
+
+class _Meter:
+    """Rates since the last reading."""
+
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
+        self._reset()
+
+    def _reset(self) -> None:
+        self.start, self.waited, self.iterations = time.perf_counter(), 0.0, 0
+
+    def fetch(self, source: Source) -> Sequence[Any]:
+        """Take the next micro-batches and count the wait."""
+        before = time.perf_counter()
+        batches = source.take()
+        self.waited += time.perf_counter() - before
+        return batches
+
+    def read(self) -> dict[str, float]:
+        """Images per second and share of time spent waiting for data."""
+        seconds = time.perf_counter() - self.start
+        row = {
+            "images_per_second": self.iterations * self.samples / seconds,
+            "data_wait": self.waited / seconds,
+        }
+        self._reset()
+        return row

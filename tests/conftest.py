@@ -1,0 +1,22 @@
+"""What tests of the whole share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Sums in the same order on every machine."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
+    """A tiny teacher and its data, made once; never changed by a test."""
+    from tests.pipeline import make_world
+
+    return make_world(tmp_path_factory.mktemp("world"))

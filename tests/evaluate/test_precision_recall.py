@@ -1,0 +1,96 @@
+"""Precision and recall against a brute-force float64 reference, ties and crowds included."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from stack.evaluate.precision_recall import precision_recall
+
+
+def brute_force(real: Tensor, fake: Tensor, k: int) -> tuple[float, float]:
+    def squared(a: Tensor, b: Tensor) -> Tensor:
+        return (a[:, None].double() - b[None].double()).square().sum(-1)
+
+    def share_inside(points: Tensor, balls: Tensor) -> float:
+        own = squared(balls, balls).fill_diagonal_(torch.inf)
+        radii = own.sort(1).values[:, k - 1]
+        return (squared(points, balls) <= radii).any(1).double().mean().item()
+
+    return share_inside(fake, real), share_inside(real, fake)
+
+
+def gaussian(n: int, dim: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed)) * scale + shift
+
+
+def repeated(n: int, dim: int, copies: int, jitter: float) -> Tensor:
+    few = gaussian(n // copies, dim, 7).repeat(copies, 1)
+    return few + jitter * gaussian(len(few), dim, 8)
+
+
+CASES = {
+    "same distribution": (gaussian(400, 8, 0), gaussian(300, 8, 1)),
+    "narrow": (gaussian(400, 8, 0), gaussian(300, 8, 1, scale=0.3)),
+    "wide": (gaussian(400, 8, 0), gaussian(300, 8, 1, scale=2.0)),
+    "apart": (gaussian(100, 4, 0), gaussian(100, 4, 1, shift=50.0)),
+    "far from the origin": (gaussian(300, 8, 0, shift=1e3), gaussian(300, 8, 1, shift=1e3)),
+    "many dimensions": (gaussian(80, 512, 0), gaussian(70, 512, 1)),
+    "the same set": (gaussian(300, 8, 0), gaussian(300, 8, 0)),
+    "collapsed onto copies": (gaussian(300, 8, 0), repeated(300, 8, 60, 0.0)),
+    "nearly collapsed": (gaussian(300, 8, 0), repeated(300, 8, 60, 1e-6)),
+    "both crowded": (repeated(300, 8, 30, 1e-6), repeated(240, 8, 40, 1e-6)),
+    "barely enough samples": (gaussian(6, 3, 0), gaussian(7, 3, 1)),
+}
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+@pytest.mark.parametrize("block", [64, 2048])
+@pytest.mark.parametrize("name", CASES)
+def test_equals_brute_force(name: str, block: int, k: int) -> None:
+    real, fake = CASES[name]
+    assert precision_recall(real, fake, k, block) == brute_force(real, fake, k)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 4), st.integers(2, 5), st.sampled_from([0, 0.1, 1e3]))
+def test_equals_brute_force_where_every_distance_is_a_tie(
+    seed: int, dim: int, side: int, offset: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    real, fake = (
+        torch.randint(side, (n, dim), generator=generator).float() + offset for n in (60, 45)
+    )
+    assert precision_recall(real, fake, 3, 32) == brute_force(real, fake, 3)
+
+
+def test_extremes() -> None:
+    real = gaussian(200, 4, 0)
+    assert precision_recall(real, real) == (1, 1)
+    assert precision_recall(real, real + 1000) == (0, 0)
+    centre = real.mean(0) + 1e-3 * gaussian(100, 4, 1)
+    precision, recall = precision_recall(real, centre)
+    assert precision == 1
+    assert recall < 0.1
+
+
+def test_low_precision_products_elsewhere_do_not_change_the_answer() -> None:
+    real, fake = CASES["same distribution"]
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert precision_recall(real, fake) == brute_force(real, fake, 3)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize(
+    ("real", "fake", "message"),
+    [((3, 2), (9, 2), "more than 3"), ((9, 2), (2, 2), "more than 3"), ((9, 2), (9, 3), "dim")],
+)
+def test_bad_shapes_are_refused(real: tuple, fake: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        precision_recall(torch.zeros(real), torch.zeros(fake))

@@ -1,0 +1,205 @@
+"""The whole input of a distillation in seconds: an untrained teacher and a handful of samples."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+
+from data_prep.captions import captions
+from data_prep.latents import latents
+from data_prep.shards import ShardFolder, Tally
+from stack.checkpoint import read, verify
+from stack.nets.ema import EMA
+from stack.nets.sd15 import SDDenoiser
+from stack.nets.vae import Autoencoder
+from stack.train.build_teacher import TeacherParts, save_teacher
+from stack.train.pretrain import (
+    SD_SCHEDULE,
+    module_of,
+    new_text_encoder,
+    new_tokenizer,
+    new_unet,
+    new_vae,
+)
+
+ROOT = Path(__file__).parent.parent
+SIDE, SAMPLES, SHARD = 16, 52, 20
+DIGITS = ("zero", "one", "two", "three")
+COLOURS = ("red", "green", "blue")
+
+
+@dataclass(frozen=True)
+class World:
+    """Folders that no test changes; a test that wants to makes a copy."""
+
+    teacher: Path
+    shards: Path
+    data: Path
+
+
+def make_world(root: Path) -> World:
+    """Pictures and captions, an untrained teacher, latents and token ids."""
+    world = World(root / "teacher", root / "shards", root / "data")
+    make_shards(world.shards)
+    make_teacher(world.teacher)
+    latents(world.shards, root / "latents", vae=world.teacher)
+    captions(root / "latents", world.data, tokenizer=world.teacher)
+    return world
+
+
+def caption(number: int) -> str:
+    return f"a {COLOURS[number % 3]} {DIGITS[number % 4]}"
+
+
+def make_shards(folder: Path) -> None:
+    """SAMPLES noisy pictures with captions."""
+    out = ShardFolder(folder, {"test": SAMPLES})
+    rng = np.random.default_rng(0)
+    for first in range(0, SAMPLES, SHARD):
+        rows = []
+        for number in range(first, min(first + SHARD, SAMPLES)):
+            png = io.BytesIO()
+            pixels = rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+            Image.fromarray(pixels).save(png, "png")
+            fields = {"png": png.getvalue(), "txt": caption(number).encode()}
+            rows.append((f"{number:06d}", fields))
+        out.write(f"{first // SHARD:06d}.tar", rows, Tally())
+    out.finish()
+
+
+def make_teacher(folder: Path) -> None:
+    """An untrained pipeline in Stable Diffusion's layout."""
+    torch.manual_seed(0)
+    vae = new_vae(SIDE, channels=(8, 8), layers=1, groups=4)
+    vae.register_to_config(scaling_factor=0.75)
+    tokenizer = new_tokenizer([caption(number) for number in range(12)], 300)
+    text = new_text_encoder(tokenizer, width=8, layers=1, heads=2)
+    unet = new_unet(
+        SIDE // 2, 8, channels=(8, 16), attention=(True, False), layers=1, heads=2, groups=4
+    )
+    denoiser = SDDenoiser(unet, SD_SCHEDULE, "v_prediction")
+    average = EMA(module_of(denoiser, text), 0.5)
+    save_teacher(TeacherParts(denoiser, text, Autoencoder(vae), average), folder)
+
+
+def recipe_fields(world: World, **changed: Any) -> dict[str, Any]:
+    """A recipe of six quick iterations; ``changed`` replaces whole entries."""
+    adam = {"lr": 1e-3, "betas": [0.0, 0.999], "warmup": 2}
+    return {
+        "name": "tiny",
+        "teacher": {"path": str(world.teacher)},
+        "data": {"folders": [str(world.data)], "global_batch": 8, "window": 16},
+        "divergence": "js",
+        "student_every": 2,
+        "iterations": 6,
+        "guidance": 1.75,
+        "gan": {"weight": 0.01, "resolutions": [8, 4], "width": 8},
+        "optim": {"student": adam, "fake": adam, "heads": adam},
+        "ratio": {"bins": 3},
+        "ema": 0.9,
+        "log": {"every": 1, "prompts": ["a red zero", "a blue one"]},
+        "checkpoint": {"every": 2},
+        **changed,
+    }
+
+
+def pretrain_fields(world: World, **changed: Any) -> dict[str, Any]:
+    """A recipe of a teacher, four steps for each of its two trainings."""
+    adam = {"lr": 1e-3, "warmup": 2}
+    return {
+        "job": "pretrain",
+        "name": "tiny_teacher",
+        "data": {"folders": [str(world.shards)], "global_batch": 8, "window": 16},
+        "vae": {"channels": [8, 8], "groups": 4, "iterations": 4, "batch": 8, "optim": adam},
+        "text": {"vocabulary": 300, "width": 8},
+        "unet": {
+            "channels": [8, 16],
+            "attention": [True, False],
+            "groups": 4,
+            "iterations": 16,
+            "batch": 8,
+            "optim": adam,
+        },
+        "log": {"every": 1},
+        "checkpoint": {"every": 2},
+        **changed,
+    }
+
+
+def write_recipe(folder: Path, fields: Mapping[str, Any]) -> Path:
+    """The recipe as a file in ``folder``, with its run folder beside it unless it names one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"out": str(folder / "run"), **fields}, sort_keys=False))
+    return path
+
+
+def state_of(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and JSON state of a run's newest checkpoint, without the clock."""
+    folder, _ = verify.latest(run / "checkpoints")
+    assert folder
+    state = json.loads((folder / "state.json").read_text())
+    state.pop("seconds")
+    return read.read_tensors(folder, ""), state
+
+
+def same_tensors(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names whose tensors are not equal bit for bit."""
+    assert a.keys() == b.keys()
+    return [name for name in a if a[name].dtype != b[name].dtype or not torch.equal(a[name], b[name])]
+
+
+_CLOCK = ("time", "images_per_second", "data_wait")
+
+
+def metrics_of(run: Path) -> dict[int, dict[str, float]]:
+    """The last row of every logged step, without the clock."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {
+        row["step"]: {name: value for name, value in row.items() if name not in _CLOCK}
+        for row in rows
+        if "event" not in row
+    }
+
+
+def tree(folder: Path) -> dict[str, tuple[int, str]]:
+    """Every file below ``folder``: time of change and hash."""
+    return {
+        str(path.relative_to(folder)): (
+            path.stat().st_mtime_ns,
+            hashlib.sha256(path.read_bytes()).hexdigest(),
+        )
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def copy(folder: Path, to: Path) -> Path:
+    return Path(shutil.copytree(folder, to))
+
+
+def start(arguments: Sequence[str | Path], **options: Any) -> subprocess.Popen[str]:
+    """``python -m stack ARGUMENTS`` as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "stack", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
