@@ -71,10 +71,14 @@ def _add_pretrain(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace
     _training_verb(verb)
 
     def run(args: argparse.Namespace) -> int:
-        from stack.verbs.pretrain import pretrain
-
         recipe = _load(args, "pretrain")
-        return _stopped(pretrain(recipe, resume=args.resume, overwrite=args.overwrite))
+
+        def work() -> int:
+            from stack.verbs.pretrain import pretrain
+
+            return _stopped(pretrain(recipe, resume=args.resume, overwrite=args.overwrite))
+
+        return _on_ranks(recipe.parallel.processes, args, work)
 
     return run
 
@@ -83,10 +87,14 @@ def _add_distill(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace]
     _training_verb(verb)
 
     def run(args: argparse.Namespace) -> int:
-        from stack.verbs.distill import distill
-
         recipe = _load(args, "distill")
-        return _stopped(distill(recipe, resume=args.resume, overwrite=args.overwrite))
+
+        def work() -> int:
+            from stack.verbs.distill import distill
+
+            return _stopped(distill(recipe, resume=args.resume, overwrite=args.overwrite))
+
+        return _on_ranks(recipe.parallel.processes, args, work)
 
     return run
 
@@ -98,10 +106,17 @@ def _add_evaluate(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace
     _json_option(verb)
 
     def run(args: argparse.Namespace) -> int:
-        from stack.verbs.evaluate import evaluate
+        from stack.config.load import stored_recipe
 
-        evaluate(args.run, samples=args.samples, seed=args.seed, json_file=args.json)
-        return 0
+        recipe = stored_recipe(args.run)
+
+        def work() -> int:
+            from stack.verbs.evaluate import evaluate
+
+            evaluate(args.run, samples=args.samples, seed=args.seed, json_file=args.json)
+            return 0
+
+        return _on_ranks(recipe.parallel.processes, args, work)
 
     return run
 
@@ -227,7 +242,7 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, (help_line, description, add) in VERBS.items():
         verb = verbs.add_parser(name, help=help_line, description=description)
-        verb.set_defaults(run=add(verb))
+        verb.set_defaults(action=add(verb))
     return top
 
 
@@ -236,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
     _quiet_libraries()
     try:
-        return args.run(args)
+        return args.action(args)
     except UserError as error:
         return _fail(str(error))
     except OSError as error:
@@ -252,7 +267,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Arguments, with the overrides also taken from behind the options, where argparse before
     Python 3.13 refuses them."""
     top = parser()
-    args, rest = top.parse_known_args(argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args, rest = top.parse_known_args(argv, argparse.Namespace(argv=argv))
     if rest and ("overrides" not in args or any(item.startswith("-") for item in rest)):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
@@ -275,6 +291,15 @@ def _load(args: argparse.Namespace, job: str | None = None) -> Any:
             f"{args.recipe}: job: the recipe is for stack {recipe.job}, not for stack {job}"
         )
     return recipe
+
+
+def _on_ranks(processes: int, args: argparse.Namespace, work: Callable[[], int]) -> int:
+    """Do the work if this process is a rank or the only one; else start the ranks."""
+    if processes == 1 or "WORLD_SIZE" in os.environ:
+        return work()
+    from stack.parallel.launch import launch
+
+    return launch(processes, [sys.executable, "-m", "stack", *args.argv])
 
 
 def _stopped(reason: str | None) -> int:

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,8 @@ def make_shards(folder: Path) -> None:
             Image.fromarray(pixels).save(png, "png")
             fields = {"png": png.getvalue(), "txt": caption(number).encode()}
             rows.append((f"{number:06d}", fields))
-        out.write(f"{first // SHARD:06d}.tar", rows, Tally())
+        tally = Tally(sizes=Counter({f"{SIDE}x{SIDE}": len(rows)}))
+        out.write(f"{first // SHARD:06d}.tar", rows, tally)
     out.finish()
 
 
@@ -86,10 +88,10 @@ def make_teacher(folder: Path) -> None:
     torch.manual_seed(0)
     vae = new_vae(SIDE, channels=(8, 8), layers=1, groups=4)
     vae.register_to_config(scaling_factor=0.75)
-    tokenizer = new_tokenizer([caption(number) for number in range(12)], 300)
+    tokenizer = new_tokenizer([caption(number) for number in range(12)], 600)
     text = new_text_encoder(tokenizer, width=8, layers=1, heads=2)
     unet = new_unet(
-        SIDE // 2, 8, channels=(8, 16), attention=(True, False), layers=1, heads=2, groups=4
+        SIDE // 2, 8, channels=(8, 16), attention=(False, False), layers=1, heads=2, groups=4
     )
     denoiser = SDDenoiser(unet, SD_SCHEDULE, "v_prediction")
     average = EMA(module_of(denoiser, text), 0.5)
@@ -125,7 +127,7 @@ def pretrain_fields(world: World, **changed: Any) -> dict[str, Any]:
         "name": "tiny_teacher",
         "data": {"folders": [str(world.shards)], "global_batch": 8, "window": 16},
         "vae": {"channels": [8, 8], "groups": 4, "iterations": 4, "batch": 8, "optim": adam},
-        "text": {"vocabulary": 300, "width": 8},
+        "text": {"vocabulary": 600, "width": 8},
         "unet": {
             "channels": [8, 16],
             "attention": [True, False],
@@ -135,7 +137,7 @@ def pretrain_fields(world: World, **changed: Any) -> dict[str, Any]:
             "optim": adam,
         },
         "log": {"every": 1},
-        "checkpoint": {"every": 2},
+        "checkpoint": {"every": 8},
         **changed,
     }
 
@@ -160,7 +162,9 @@ def state_of(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 def same_tensors(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> list[str]:
     """Names whose tensors are not equal bit for bit."""
     assert a.keys() == b.keys()
-    return [name for name in a if a[name].dtype != b[name].dtype or not torch.equal(a[name], b[name])]
+    return [
+        name for name in a if a[name].dtype != b[name].dtype or not torch.equal(a[name], b[name])
+    ]
 
 
 _CLOCK = ("time", "images_per_second", "data_wait")

@@ -18,7 +18,9 @@ from typing import Any
 
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
+from stack.util.errors import UserError
 from stack.util.files import fsync_dir, sha256_file, write_atomic, write_json
 
 COMMIT = "COMMIT.json"
@@ -49,7 +51,7 @@ def save(
             committed. Later ones, which a resume has passed over as damaged, do not count.
 
     Raises:
-        OSError: the disk refused; older checkpoints are untouched.
+        UserError: the disk refused; older checkpoints are untouched.
     """
     root.mkdir(parents=True, exist_ok=True)
     staging = root / f".staging-{step}-{uuid.uuid4().hex[:8]}"
@@ -71,8 +73,12 @@ def save(
         if final.exists():
             trash(final)
         os.rename(staging, final)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(staging, ignore_errors=True)
+        if refusal := _refusal(error):
+            raise UserError(
+                f"{final}: not saved ({refusal}); older checkpoints are untouched"
+            ) from error
         raise
     fsync_dir(root)
     for old in [path for path in committed(root) if path <= final][:-keep_last]:
@@ -97,6 +103,15 @@ def trash(path: Path) -> None:
     gone = path.parent / f".trash-{path.name}-{uuid.uuid4().hex[:8]}"
     os.rename(path, gone)
     shutil.rmtree(gone)
+
+
+def _refusal(error: BaseException) -> str | None:
+    """What the disk said, if that is what is behind an error. The library wraps every rank's
+    in one of its own, and its writer turns a failed write into a RuntimeError."""
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+        return str(error).splitlines()[0] if isinstance(error, OSError | RuntimeError) else None
+    return str(error) if isinstance(error, OSError) else None
 
 
 def _fsync(file: Path) -> None:

@@ -57,6 +57,18 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> DistillRecip
         raise UserError(f"{source}: {field}: {message}") from None
 
 
+def stored_recipe(run: str | Path) -> DistillRecipe | PretrainRecipe:
+    """The recipe of a run folder.
+
+    Raises:
+        UserError: not the folder of a run.
+    """
+    stored = Path(run) / "recipe.yaml"
+    if not stored.is_file():
+        raise UserError(f"{run}: recipe.yaml: missing; not the folder of a run")
+    return load_recipe(stored)
+
+
 def dump_recipe(recipe: BaseModel) -> str:
     """The resolved recipe as YAML that :func:`load_recipe` reads back."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=100)
@@ -86,6 +98,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"{path}: not readable as YAML ({reason})") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: not a mapping of fields to values")
+    raw = _unshared(raw)
     base = raw.pop("base", None)
     if base is None:
         return raw
@@ -96,6 +109,13 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if parent.resolve() in seen:
         raise UserError(f"{path}: base: {base} leads back to itself")
     return _merge(_read(parent, seen), raw)
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which what YAML's anchors share is there once each, to be overridden alone."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,8 +42,8 @@ class VaeModel(Section):
 class TextModel(Section):
     """BPE tokenizer and CLIPTextModel; trained together with the UNet."""
 
-    vocabulary: Positive = 512
-    """At most this many tokens; 77 positions, as CLIP's."""
+    vocabulary: int = Field(default=1024, ge=514)
+    """At most this many tokens: 256 bytes, as many that end a word, merges, two markers."""
     width: Positive = 32
     """Of the hidden states."""
     layers: Positive = 1

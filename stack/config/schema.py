@@ -110,15 +110,6 @@ class Times(Section):
     """For the fake score's denoising loss."""
 
 
-class Parallel(Section):
-    """How the work is laid over processes."""
-
-    backend: Literal["none"] = Field(default="none", json_schema_extra=OPERATIONAL)
-    """none: one process."""
-    accumulation: Positive = Field(default=1, json_schema_extra=OPERATIONAL)
-    """Micro-batches per iteration."""
-
-
 class Evaluation(Section):
     """What ``stack evaluate`` measures by default."""
 
@@ -192,15 +183,14 @@ class DistillRecipe(Recipe):
     optim: Optim
     ema: Fraction = 0.9999
     """Decay of the student's average, which is what is evaluated and exported; 0 for none [F]."""
-    parallel: Parallel = Parallel()
     evaluation: Evaluation = Evaluation()
 
     @model_validator(mode="after")
     def _whole(self) -> DistillRecipe:
-        if (self.data is None) == (self.global_batch is None):
-            raise ValueError("global_batch: give either this or a data section, and not both")
         if self.data is None and self.teacher.kind == "sd":
             raise ValueError("data: missing; give data.folders and data.global_batch")
+        if (self.data is None) == (self.global_batch is None):
+            raise ValueError("global_batch: give either this or a data section, and not both")
         if self.alternation == "exclusive" and self.student_every < 2:
             raise ValueError("student_every: must be at least 2 with alternation exclusive")
         if self.batch_size % self.parallel.accumulation:

@@ -74,6 +74,26 @@ class Adam(Section):
     """What the rate does after the warmup, until the last step."""
 
 
+class Parallel(Section):
+    """How the work is laid over processes."""
+
+    backend: Literal["none", "ddp"] = Field(default="none", json_schema_extra=OPERATIONAL)
+    """none: one process; ddp: every rank holds the networks, gradients are averaged."""
+    processes: Positive = Field(default=1, json_schema_extra=OPERATIONAL)
+    """Ranks the command starts on this machine, where no launcher (torchrun, srun) did."""
+    accumulation: Positive = Field(default=1, json_schema_extra=OPERATIONAL)
+    """Micro-batches per iteration."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Parallel:
+        if self.processes > 1 and self.backend == "none":
+            raise ValueError(
+                f"processes: {self.processes}, but backend: none is one process; "
+                "set parallel.backend=ddp"
+            )
+        return self
+
+
 class Checkpoint(Section):
     """When state is saved and what is kept."""
 
@@ -103,6 +123,7 @@ class Recipe(Section):
     """Every random number of the run follows from it."""
     out: str = Field(default="", json_schema_extra=OPERATIONAL)
     """Run folder; runs/<name> if unset."""
+    parallel: Parallel = Parallel()
     log: Log = Log()
     checkpoint: Checkpoint = Checkpoint()
     device: str = Field(default="auto", json_schema_extra=OPERATIONAL)

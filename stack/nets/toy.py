@@ -8,6 +8,7 @@ there is no condition: c is (B, 0).
 from __future__ import annotations
 
 import math
+from itertools import chain, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -79,20 +80,15 @@ class MixtureDenoiser(nn.Module):
 
 
 class _Residual(nn.Sequential):
-    """A multilayer perceptron that starts out as zero."""
+    """A multilayer perceptron with ``layers`` hidden layers that starts out as zero."""
 
-    def __init__(self, channels: int, width: int) -> None:
-        super().__init__(
-            nn.Linear(channels, width),
-            nn.SiLU(),
-            nn.Linear(width, width),
-            nn.SiLU(),
-            nn.Linear(width, width),
-            nn.SiLU(),
-            nn.Linear(width, 2),
-        )
-        for parameter in self[-1].parameters():
-            nn.init.zeros_(parameter)
+    def __init__(self, channels: int, width: int, layers: int) -> None:
+        sizes = [channels, *[width] * layers]
+        hidden = [[nn.Linear(i, o), nn.SiLU()] for i, o in pairwise(sizes)]
+        last = nn.Linear(width, 2)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        super().__init__(*chain(*hidden), last)
 
 
 class SkewedDenoiser(nn.Module):
@@ -106,7 +102,7 @@ class SkewedDenoiser(nn.Module):
         super().__init__()
         self.schedule, self.std = schedule, std
         self.register_buffer("centre", torch.tensor(centre))
-        self.residual = _Residual(FEATURE_CHANNELS, width)
+        self.residual = _Residual(FEATURE_CHANNELS, width, layers=3)
 
     def forward(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
         """x0 (B, 2) of x_t (B, 2), t (B,) int64."""
@@ -141,7 +137,7 @@ class SkewedStudent(nn.Module):
         super().__init__()
         self.schedule, self.std = schedule, std
         self.register_buffer("centre", torch.tensor(centre))
-        self.residual = _Residual(2, width)
+        self.residual = _Residual(2, width, layers=2)
 
     def forward(self, z: Tensor, t: Tensor, c: Tensor) -> Tensor:
         """x (B, 2) of unit noise z (B, 2); t is the last time and c empty."""

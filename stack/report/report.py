@@ -209,10 +209,10 @@ def _facts(history: History, recipe: Mapping[str, Any]) -> list[tuple[str, str]]
 
 def duration(seconds: float) -> str:
     """Seconds in words, two units at most: 42 s, 7 min 5 s, 3 h 20 min, 2 d 4 h."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
     units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
     whole = round(seconds)
+    if not whole:
+        return "0 s"
     first = next(i for i, (_, size) in enumerate(units) if whole >= size)
     parts = []
     for unit, size in units[first : first + 2]:

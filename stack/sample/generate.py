@@ -76,14 +76,20 @@ def generate(
     *,
     seed: int,
     batch: int,
+    first: int = 0,
     on_batch: Callable[[int], None] = lambda count: None,
 ) -> Tensor:
-    """uint8 pictures (N, 3, H, W) of N captions, on the CPU; ``on_batch`` counts them."""
+    """uint8 pictures (N, 3, H, W) of N captions, on the CPU.
+
+    Args:
+        batch: pictures made at once. first: index of the first one, which keys its noise.
+        on_batch: called with the number of pictures after every batch.
+    """
     device = next(model.denoiser.parameters()).device
     pictures = []
     for start in range(0, len(captions), batch):
         part = captions[start : start + batch]
-        indices = torch.arange(start, start + len(part), device=device)
+        indices = torch.arange(first + start, first + start + len(part), device=device)
         ids = model.text.tokenize(part)[0].to(device)
         pictures.append(model.images(ids, model.noise(seed, indices)).cpu())
         on_batch(len(part))

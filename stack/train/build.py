@@ -30,6 +30,7 @@ from stack.nets.toy import (
     ring,
 )
 from stack.nets.vae import load_vae, vae_hash
+from stack.parallel.collectives import ALONE, Ranks
 from stack.sample.generate import TextToImage, generate
 from stack.sample.grid import save_grid
 from stack.train.distill import DistillTask
@@ -64,8 +65,10 @@ def device_of(name: str) -> torch.device:
         raise UserError(f"device: {name}: {reason}; device=auto takes what there is") from None
 
 
-def stream_of(data: Data, seed: int, *, batch: int | None = None) -> ShardStream:
-    """The sample stream of a data section."""
+def stream_of(
+    data: Data, seed: int, *, ranks: Ranks = ALONE, batch: int | None = None
+) -> ShardStream:
+    """This rank's sample stream of a data section."""
     size = batch or data.global_batch
     return ShardStream(
         data.folders,
@@ -74,18 +77,21 @@ def stream_of(data: Data, seed: int, *, batch: int | None = None) -> ShardStream
         seed=seed,
         window=data.window,
         weights=data.weights,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
     )
 
 
-def build_distill(recipe: DistillRecipe) -> Job:
+def build_distill(recipe: DistillRecipe, ranks: Ranks = ALONE) -> Job:
     """Everything ``stack distill`` trains."""
     torch.manual_seed(recipe.seed)
     builders = {"sd": _build_sd, "mixture2d": _build_mixture}
-    return builders[recipe.teacher.kind](recipe, device_of(recipe.device))
+    return builders[recipe.teacher.kind](recipe, device_of(recipe.device), ranks)
 
 
 def assemble(
     recipe: DistillRecipe,
+    ranks: Ranks,
     student: nn.Module,
     fake: nn.Module,
     teacher: Denoiser,
@@ -97,9 +103,9 @@ def assemble(
     critic_steps = total if recipe.alternation == "joint" else total - total // k
     optim = recipe.optim
     weights = [
-        adam_weights("student", student, total=total // k, **optim.student.model_dump()),
-        adam_weights("fake", fake, total=critic_steps, **optim.fake.model_dump()),
-        adam_weights("heads", heads, total=critic_steps, **optim.heads.model_dump()),
+        adam_weights("student", student, ranks, total=total // k, **optim.student.model_dump()),
+        adam_weights("fake", fake, ranks, total=critic_steps, **optim.fake.model_dump()),
+        adam_weights("heads", heads, ranks, total=critic_steps, **optim.heads.model_dump()),
     ]
     average = EMA(student, recipe.ema) if recipe.ema else None
     score_times = UniformTimes(*recipe.times.score)
@@ -133,11 +139,12 @@ def assemble(
         logit_clamp=recipe.ratio.logit_clamp,
         r_min=recipe.ratio.r_min,
         r_max=recipe.ratio.r_max,
+        all_reduce_mean=ranks.all_reduce_mean,
     )
     return DistillTask(recipe.name, total, algorithm, weights, average, draw)
 
 
-def _build_sd(recipe: DistillRecipe, device: torch.device) -> Job:
+def _build_sd(recipe: DistillRecipe, device: torch.device, ranks: Ranks) -> Job:
     assert isinstance(recipe.teacher, SDTeacher)
     assert recipe.data
     folder = Path(recipe.teacher.path)
@@ -157,7 +164,7 @@ def _build_sd(recipe: DistillRecipe, device: torch.device) -> Job:
         bf16=recipe.precision == "bf16",
     ).to(device)
 
-    stream = stream_of(recipe.data, recipe.seed)
+    stream = stream_of(recipe.data, recipe.seed, ranks=ranks)
     _check_makers(stream, folder)
     loader = BatchLoader(
         stream,
@@ -181,10 +188,10 @@ def _build_sd(recipe: DistillRecipe, device: torch.device) -> Job:
         images = generate(pictures, captions, seed=recipe.seed, batch=len(captions))
         save_grid(out / f"student-{iteration:07d}.png", images.split(10))
 
-    return Job(assemble(recipe, student, fake, teacher, heads, draw), source)
+    return Job(assemble(recipe, ranks, student, fake, teacher, heads, draw), source)
 
 
-def _build_mixture(recipe: DistillRecipe, device: torch.device) -> Job:
+def _build_mixture(recipe: DistillRecipe, device: torch.device, ranks: Ranks) -> Job:
     assert isinstance(recipe.teacher, Mixture2DTeacher)
     given, schedule = recipe.teacher, DiscreteSchedule.scaled_linear()
     centres = ring(given.modes, given.radius)
@@ -196,11 +203,12 @@ def _build_mixture(recipe: DistillRecipe, device: torch.device) -> Job:
     def data(iteration: int, positions: Tensor) -> Tensor:
         return teacher.sample(positions, seed=recipe.seed, iteration=iteration)
 
+    everyone = torch.arange(recipe.batch_size, device=device)
     source = KeyedSource(
         data,
         samples=recipe.batch_size,
+        positions=everyone.chunk(ranks.world_size)[ranks.rank],
         accumulation=recipe.parallel.accumulation,
-        device=device,
     )
 
     @torch.no_grad()
@@ -215,7 +223,7 @@ def _build_mixture(recipe: DistillRecipe, device: torch.device) -> Job:
         reach = _REACH * given.std
         scatter_modes(path, data(0, shown).cpu().numpy(), rows, centres.numpy(), reach=reach)
 
-    return Job(assemble(recipe, student, fake, teacher, heads, draw), source)
+    return Job(assemble(recipe, ranks, student, fake, teacher, heads, draw), source)
 
 
 def prompts_of(recipe: DistillRecipe) -> list[str]:

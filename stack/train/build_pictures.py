@@ -7,7 +7,7 @@ from pathlib import Path
 from diffusers import UNet2DConditionModel
 
 from stack.checkpoint import read, verify
-from stack.config.load import load_recipe
+from stack.config.load import stored_recipe
 from stack.config.schema import DistillRecipe, SDTeacher
 from stack.nets.sd15 import SDDenoiser, load_schedule, load_unet
 from stack.nets.text import load_text
@@ -23,12 +23,11 @@ def run_recipe(run: Path) -> tuple[DistillRecipe, Path]:
     Raises:
         UserError: not such a run.
     """
-    stored = run / "recipe.yaml"
-    if not stored.is_file():
-        raise UserError(f"{run}: recipe.yaml: missing; not the folder of a run")
-    recipe = load_recipe(stored)
+    recipe = stored_recipe(run)
     if not isinstance(recipe, DistillRecipe) or not isinstance(recipe.teacher, SDTeacher):
-        raise UserError(f"{stored}: not a run of stack distill with a pipeline as its teacher")
+        raise UserError(
+            f"{run}/recipe.yaml: not a run of stack distill with a pipeline as its teacher"
+        )
     return recipe, Path(recipe.teacher.path)
 
 

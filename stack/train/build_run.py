@@ -8,13 +8,16 @@ from pathlib import Path
 
 from stack.config.load import dump_recipe, identity_changes, load_recipe
 from stack.config.schema import Recipe
+from stack.parallel.collectives import ALONE, Ranks
 from stack.train.build import Job
 from stack.train.trainer import Trainer
 from stack.util.errors import UserError
 from stack.util.files import sha256_file, write_atomic
 
 
-def open_run(recipe: Recipe, *, resume: bool, overwrite: bool) -> Path:
+def open_run(
+    recipe: Recipe, ranks: Ranks = ALONE, *, resume: bool = False, overwrite: bool = False
+) -> Path:
     """The recipe's run folder with its resolved recipe.yaml, ready to train in.
 
     Args:
@@ -25,7 +28,14 @@ def open_run(recipe: Recipe, *, resume: bool, overwrite: bool) -> Path:
         UserError: the folder holds something and neither was asked for; or the run in it was
             made with another recipe.
     """
-    folder = Path(recipe.out)
+    if ranks.first:
+        _claim(recipe, Path(recipe.out), resume=resume, overwrite=overwrite)
+    ranks.barrier()
+    return Path(recipe.out)
+
+
+def _claim(recipe: Recipe, folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """What :func:`open_run` says, by the first rank alone."""
     stored = folder / "recipe.yaml"
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file, not a run folder; choose another out=")
@@ -43,10 +53,9 @@ def open_run(recipe: Recipe, *, resume: bool, overwrite: bool) -> Path:
             )
         check_same(load_recipe(stored), recipe, stored)
     write_atomic(stored, dump_recipe(recipe))
-    return folder
 
 
-def trainer_of(recipe: Recipe, job: Job, folder: Path) -> Trainer:
+def trainer_of(recipe: Recipe, job: Job, folder: Path, ranks: Ranks = ALONE) -> Trainer:
     """The training loop of one job in ``folder``."""
     return Trainer(
         folder,
@@ -58,6 +67,7 @@ def trainer_of(recipe: Recipe, job: Job, folder: Path) -> Trainer:
         sample_every=recipe.log.sample_every,
         save_every=recipe.checkpoint.every,
         keep_last=recipe.checkpoint.keep_last,
+        ranks=ranks,
     )
 
 

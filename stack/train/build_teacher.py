@@ -16,6 +16,7 @@ from stack.nets.ema import EMA
 from stack.nets.sd15 import SDDenoiser
 from stack.nets.text import TextEncoder
 from stack.nets.vae import Autoencoder, from_uint8
+from stack.parallel.collectives import ALONE, Ranks
 from stack.train.build import Job, device_of, stream_of
 from stack.train.optim import adam_weights
 from stack.train.pretrain import (
@@ -46,16 +47,18 @@ class TeacherParts:
     average: EMA
 
 
-def build_vae(recipe: PretrainRecipe) -> tuple[Job, Autoencoder]:
+def build_vae(recipe: PretrainRecipe, ranks: Ranks = ALONE) -> tuple[Job, Autoencoder]:
     """The autoencoder's training."""
     torch.manual_seed(recipe.seed)
     config = recipe.vae
-    stream = stream_of(recipe.data, recipe.seed, batch=config.batch)
+    stream = stream_of(recipe.data, recipe.seed, ranks=ranks, batch=config.batch)
     vae = new_vae(
         _resolution(stream), channels=config.channels, layers=config.layers, groups=config.groups
     )
     model = Autoencoder(vae).to(device_of(recipe.device))
-    weights = adam_weights("vae", model.vae, total=config.iterations, **config.optim.model_dump())
+    weights = adam_weights(
+        "vae", model.vae, ranks, total=config.iterations, **config.optim.model_dump()
+    )
     task = VaeTask(
         model, weights, seed=recipe.seed, total=config.iterations, kl_weight=config.kl_weight
     )
@@ -63,13 +66,15 @@ def build_vae(recipe: PretrainRecipe) -> tuple[Job, Autoencoder]:
     return Job(task, RawSource(loader, samples=config.batch)), model
 
 
-def build_unet(recipe: PretrainRecipe, vae: Autoencoder) -> tuple[Job, TeacherParts]:
+def build_unet(
+    recipe: PretrainRecipe, vae: Autoencoder, ranks: Ranks = ALONE
+) -> tuple[Job, TeacherParts]:
     """The training of UNet and text encoder on the finished autoencoder's latents."""
     torch.manual_seed(recipe.seed)
     config, device = recipe.unet, device_of(recipe.device)
     vae.requires_grad_(False).eval()
     vae.vae.register_to_config(scaling_factor=_latent_scale(recipe, vae))
-    stream = stream_of(recipe.data, recipe.seed, batch=config.batch)
+    stream = stream_of(recipe.data, recipe.seed, ranks=ranks, batch=config.batch)
     tokenizer = new_tokenizer(_captions(recipe), recipe.text.vocabulary)
     text = new_text_encoder(
         tokenizer, width=recipe.text.width, layers=recipe.text.layers, heads=recipe.text.heads
@@ -85,7 +90,9 @@ def build_unet(recipe: PretrainRecipe, vae: Autoencoder) -> tuple[Job, TeacherPa
     ).to(device)
     denoiser = SDDenoiser(unet, SD_SCHEDULE, "v_prediction", bf16=recipe.precision == "bf16")
     module = module_of(denoiser, text)
-    weights = adam_weights("unet", module, total=config.iterations, **config.optim.model_dump())
+    weights = adam_weights(
+        "unet", module, ranks, total=config.iterations, **config.optim.model_dump()
+    )
     parts = TeacherParts(denoiser, text, vae, EMA(module, config.ema))
     task = UnetTask(
         denoiser,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,12 +50,13 @@ class MetricsLog:
     a row ``{"event": "resume", "step": k}``.
     """
 
-    def __init__(self, folder: Path, *, seconds: float = 0.0) -> None:
-        """Args: seconds: training time before this start."""
+    def __init__(self, folder: Path, *, seconds: float = 0.0, silent: bool = False) -> None:
+        """Args: seconds: training time before this start. silent: write nothing, on a rank that
+        is not the first."""
         self.start = time.monotonic() - seconds
-        self.file = (folder / "metrics.jsonl").open("a")
-        self.continued = self.file.tell() > 0
-        self.board = SummaryWriter(str(folder))
+        self.file = (Path(os.devnull) if silent else folder / "metrics.jsonl").open("a")
+        self.continued = not silent and self.file.tell() > 0
+        self.board = None if silent else SummaryWriter(str(folder))
 
     @property
     def seconds(self) -> float:
@@ -68,13 +70,14 @@ class MetricsLog:
     def row(self, step: int, values: Mapping[str, float]) -> None:
         """One logged step."""
         self._append({"step": step, "time": round(self.seconds, 3)} | dict(values))
-        for name, value in values.items():
+        for name, value in values.items() if self.board else ():
             self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flush both files."""
         self.file.close()
-        self.board.close()
+        if self.board:
+            self.board.close()
 
     def _append(self, row: Mapping[str, float | str]) -> None:
         self.file.write(json.dumps(row) + "\n")

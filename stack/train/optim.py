@@ -7,6 +7,8 @@ import math
 from torch import nn
 from torch.optim import AdamW
 
+from stack.parallel.collectives import Ranks
+from stack.parallel.ddp import ReplicatedWeights
 from stack.parallel.local import LocalWeights
 
 
@@ -27,6 +29,7 @@ def lr_factor(step: int, *, warmup: int, total: int, decay: str) -> float:
 def adam_weights(
     name: str,
     module: nn.Module,
+    ranks: Ranks,
     *,
     total: int,
     lr: float,
@@ -46,4 +49,6 @@ def adam_weights(
     def lr_at(step: int) -> float:
         return lr * lr_factor(step, warmup=warmup, total=total, decay=decay)
 
+    if ranks.world_size > 1:
+        return ReplicatedWeights(ranks, name, module, optimizer, lr_at=lr_at, max_norm=clip)
     return LocalWeights(name, module, optimizer, lr_at=lr_at, max_norm=clip)

@@ -74,25 +74,30 @@ def new_unet(
 
 
 def new_tokenizer(captions: Iterable[str], vocabulary: int) -> CLIPTokenizer:
-    """A byte-level BPE in CLIP's manner, trained on captions."""
+    """A byte-level BPE in CLIP's manner, trained on captions; equal captions give equal ids.
+
+    Its vocabulary is in CLIP's order: bytes, bytes that end a word, merges, the two markers.
+    """
     bpe = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    ends = [f"{letter}</w>" for letter in alphabet]
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
+        vocab_size=vocabulary - 2,
+        # Named here, or else the trainer numbers them in a hash map's order, another in every
+        # process, and breaks ties between merges by number.
+        special_tokens=ends,
         initial_alphabet=alphabet,
         end_of_word_suffix="</w>",
         show_progress=False,
     )
     bpe.train_from_iterator(captions, trainer)
-    vocab = bpe.get_vocab()
-    # Every character also ends a word, and the two markers come last, as in CLIP's vocabulary.
-    for token in [*(f"{letter}</w>" for letter in alphabet), START, END]:
-        vocab.setdefault(token, len(vocab))
     merges = [tuple(pair) for pair in _merges(bpe)]
+    tokens = dict.fromkeys([*alphabet, *ends, *map("".join, merges), START, END])
+    vocab = {token: number for number, token in enumerate(tokens)}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=POSITIONS)
 
 
@@ -149,7 +154,7 @@ class VaeTask:
         stepped = bool(norm.isfinite())
         self.weights.step() if stepped else self.weights.discard()
         self.shown = images[:10]
-        return {"loss/error": error, "loss/kl": kl, "grad/vae": norm}, stepped
+        return {"loss/error": error.detach(), "loss/kl": kl.detach(), "grad/vae": norm}, stepped
 
     def summary(self, figures: dict[str, Tensor]) -> dict[str, float]:
         return {name: float(value) for name, value in figures.items()}
@@ -183,9 +188,9 @@ class LatentCache:
         """(B, 4, h, w) latents of uint8 pictures (B, 3, H, W)."""
         if all(key in self.known for key in keys):
             return torch.stack([self.known[key] for key in keys])
-        # The whole batch, not its new samples alone: the last bits depend on the batch's size,
-        # and a resumed run must see what a run with a fuller cache saw.
-        latents = self.vae.encode_mean(from_uint8(images)) * self.vae.scale
+        # The whole batch, not its new samples alone, and in the layout of a stack: last bits, here
+        # and in the UNet, depend on both, and a resumed run has another cache.
+        latents = (self.vae.encode_mean(from_uint8(images)) * self.vae.scale).contiguous()
         if len(self.known) + len(keys) <= self.limit:
             self.known |= dict(zip(keys, latents, strict=True))
         return latents

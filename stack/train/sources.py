@@ -64,11 +64,12 @@ class KeyedSource:
         draw: Callable[[int, Tensor], Tensor],
         *,
         samples: int,
+        positions: Tensor,
         accumulation: int,
-        device: torch.device,
     ) -> None:
+        """Args: samples: of an iteration over all ranks; positions: (B,) this rank's."""
         self.draw, self.samples, self.accumulation = draw, samples, accumulation
-        self.positions = torch.arange(samples, device=device)
+        self.positions = positions
         self.iteration = 0
 
     def take(self) -> Sequence[Batch]:

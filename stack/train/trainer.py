@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stack.checkpoint import commit, read, verify
+from stack.parallel.collectives import ALONE, Ranks
 from stack.train.guard import SkipBudget, StopFlag, stop_on_signals
 from stack.train.metrics import MetricsLog
 from stack.util.progress import progress
@@ -68,6 +69,7 @@ class Trainer:
         recipe_text: the resolved recipe. code_hash: of the code that runs.
         log_every, sample_every, save_every: iterations between; 0 samples: none.
         keep_last: newest checkpoints kept.
+        ranks: the first one writes; all of them train and read.
     """
 
     folder: Path
@@ -79,23 +81,20 @@ class Trainer:
     sample_every: int
     save_every: int
     keep_last: int
+    ranks: Ranks = ALONE
 
     def fit(self) -> str | None:
         """Train to the end, from the newest checkpoint that verifies if there is one.
 
         Returns: the signal's name if one asked to stop, after the state was saved.
         """
-        root = self.folder / "checkpoints"
-        commit.sweep(root)
-        found, skipped = verify.latest(root)
-        for reason in skipped:
-            print(f"skipped checkpoint {reason}")
+        found = self._newest()
         state = self._load(found) if found else {"iteration": 0, "skipped": 0, "seconds": 0.0}
         if state["iteration"] >= self.task.total:
             print(f"{self.folder}: all {self.task.total} iterations are done")
             return None
         budget = SkipBudget(skipped=state["skipped"])
-        log = MetricsLog(self.folder, seconds=state["seconds"])
+        log = MetricsLog(self.folder, seconds=state["seconds"], silent=not self.ranks.first)
         if found:
             print(f"resuming {self.folder} after iteration {state['iteration']}")
         if log.continued:
@@ -117,14 +116,14 @@ class Trainer:
                 done = iteration + 1
                 shown = {}
                 if done % self.log_every == 0 or done == total:
-                    row = self.task.summary(figures)
+                    row = self.task.summary(self._over_ranks(figures))
                     shown = {name[5:]: value for name, value in row.items() if "loss/" in name}
                     log.row(done, row | meter.read() | {"skipped": budget.skipped})
                 bar.advance(1, **shown)
-                if self.sample_every and done % self.sample_every == 0:
+                if self.ranks.first and self.sample_every and done % self.sample_every == 0:
                     self.task.sample(done, self.folder / "samples")
                 # Read once: a signal that comes from here on waits for the next boundary.
-                reason = stop.reason
+                reason = (stop.reason or "a signal") if self.ranks.any(bool(stop.reason)) else None
                 if done % self.save_every == 0 or done == total or reason:
                     self._save(done, budget, log)
                 if reason:
@@ -132,18 +131,48 @@ class Trainer:
                     return reason
         return None
 
+    def _newest(self) -> Path | None:
+        """The checkpoint to go on from: the first rank looks, and tells the others."""
+        found = None
+        if self.ranks.first:
+            root = self.folder / "checkpoints"
+            commit.sweep(root)
+            found, skipped = verify.latest(root)
+            for reason in skipped:
+                print(f"skipped checkpoint {reason}")
+        return self.ranks.gather(found)[0]
+
+    def _over_ranks(self, figures: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Figures of the global batch: scalars averaged over ranks, samples joined."""
+        rows = self.ranks.gather(figures)
+        return {
+            name: torch.cat([row[name] for row in rows])
+            if value.ndim
+            else torch.stack([row[name] for row in rows]).mean()
+            for name, value in figures.items()
+        }
+
     def _save(self, done: int, budget: SkipBudget, log: MetricsLog) -> None:
+        generators = self.ranks.gather(torch.get_rng_state())
+        rng = {f"rng.rank{rank}.cpu": value for rank, value in enumerate(generators)}
+        if self.ranks.first:
+            self._write(done, budget, log, rng)
+        self.ranks.barrier()
+
+    def _write(
+        self, done: int, budget: SkipBudget, log: MetricsLog, rng: dict[str, Tensor]
+    ) -> None:
         state = {
             "iteration": done,
             "skipped": budget.skipped,
             "seconds": log.seconds,
             "task": self.task.counters(),
-            "stream": {"rank0": self.source.state_dict()},
+            "stream": self.source.state_dict(),
         }
         commit.save(
             self.folder / "checkpoints",
             done,
-            self.task.tensors() | _rng(),
+            self.task.tensors() | rng,
             state,
             recipe=self.recipe_text,
             code_hash=self.code_hash,
@@ -153,17 +182,17 @@ class Trainer:
     def _load(self, found: Path) -> dict[str, Any]:
         if read.code_hash(found) != self.code_hash:
             print(f"{found}: saved by other code than this; results may differ from one run's")
-        rng = _rng()
+        rng = {
+            name: torch.empty(shape, dtype=dtype)
+            for name, (shape, dtype) in read.describe(found).items()
+            if name.startswith("rng.")
+        }
         state = read.load_into(found, self.task.tensors() | rng)
         self.task.load_counters(state["task"])
-        self.source.load_state_dict(state["stream"]["rank0"])
-        torch.set_rng_state(rng["rng.rank0.cpu"])
+        self.source.load_state_dict(state["stream"])
+        # Training draws nothing from the generator; a rank that is new keeps its own.
+        torch.set_rng_state(rng.get(f"rng.rank{self.ranks.rank}.cpu", torch.get_rng_state()))
         return state
-
-
-def _rng() -> dict[str, Tensor]:
-    """State of this rank's generators, by a name that no other rank has."""
-    return {"rng.rank0.cpu": torch.get_rng_state()}
 
 
 class _Meter:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,25 +13,19 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from stack.config.schema import DistillRecipe
-from stack.data.batch import BatchLoader
-from stack.data.stream import ShardStream
-from stack.evaluate.diversity import mode_counts, total_variation
+from stack.evaluate.attributes import Labelled, choose_prompts, distance, figures, read_labelled
 from stack.evaluate.features import (
     Judge,
-    caption_accuracy,
     extract,
     hold_out,
     load_judge,
     save_judge,
     train_judge,
 )
-from stack.evaluate.frechet import Moments, frechet_distance
 from stack.evaluate.latency import device_name
-from stack.evaluate.precision_recall import precision_recall
+from stack.parallel.collectives import Ranks, ranks_of
 from stack.sample.generate import TextToImage, generate
 from stack.train.build_pictures import teacher_and_student
-from stack.util.errors import UserError
 from stack.util.files import write_json
 from stack.util.progress import progress
 
@@ -48,165 +42,70 @@ _ROWS = (
 )
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """Real pictures with their attributes.
-
-    Args:
-        images: uint8 (N, 3, H, W). captions: N. labels: attribute to int64 (N,), indices into
-            names[attribute]. stated: attribute to bool (N,), whether the caption gives it.
-        groups: int64 (N,), pictures of one origin.
-    """
-
-    images: Tensor
-    captions: list[str]
-    labels: dict[str, Tensor]
-    names: dict[str, list[str]]
-    stated: dict[str, Tensor]
-    groups: Tensor
-
-
 def evaluate(
     run: Path, *, samples: int | None = None, seed: int = 0, json_file: Path | None = None
-) -> dict[str, Any]:
+) -> None:
     """Measure a run, print the table and write RUN/evaluation.json."""
     recipe, teacher, student = teacher_and_student(run)
-    data = read_labelled(recipe)
-    judge = _judge(recipe, data)
-    wanted = samples or recipe.evaluation.samples
-    rows = choose_prompts(data, wanted, recipe.evaluation.ambiguous, seed)
-    real = extract(judge, data.images)
-    result: dict[str, Any] = {
-        name: _measure(name, model, judge, data, real, rows, seed, recipe.evaluation.batch)
-        for name, model in (("teacher", teacher), ("student", student))
-    }
-    rates = [result[name]["images_per_second"] for name in ("student", "teacher")]
-    half = hold_out(data.groups, 0.5, seed)
-    result |= {
-        "samples": len(rows),
-        "seed": seed,
-        "speedup": rates[0] / rates[1],
-        "real_halves_frechet_distance": _distance(real[half], real[~half]),
-        "judge": {"accuracy": judge.accuracy, "fingerprint": judge.fingerprint},
-        "teacher_sampler": f"DDIM, {teacher.steps} steps, guidance {teacher.guidance:g}",
-        "device": device_name(next(student.denoiser.parameters()).device),
-    }
-    write_json(run / "evaluation.json", result)
-    if json_file:
-        write_json(json_file, result)
-    _print(run, result)
-    return result
-
-
-def read_labelled(recipe: DistillRecipe) -> Labelled:
-    """All pictures and attributes of the recipe's data, each once.
-
-    Raises:
-        UserError: the shards have no pictures, captions or attributes.
-    """
     assert recipe.data
-    probe = ShardStream(recipe.data.folders, global_batch=1, lanes=1, seed=0, window=1)
-    size = max(d for d in range(1, 257) if probe.steps_per_epoch % d == 0)
-    stream = ShardStream(recipe.data.folders, global_batch=size, lanes=1, seed=0, window=1)
-    loader = iter(BatchLoader(stream, ("image", "text", "json")))
-    batches = [next(loader) for _ in range(stream.steps_per_epoch)]
-    notes = [note for batch in batches for note in batch["json"]]
-    attributes = sorted({name for note in notes for name in note.get("states", ())})
-    if not attributes:
-        raise UserError(f"{recipe.data.folders[0]}: json.states: no attributes to judge by")
-    names = {name: sorted({note[name] for note in notes}) for name in attributes}
-    return Labelled(
-        images=torch.cat([batch["image"] for batch in batches]),
-        captions=[text for batch in batches for text in batch["text"]],
-        labels={
-            name: torch.tensor([values.index(note[name]) for note in notes])
-            for name, values in names.items()
-        },
-        names=names,
-        stated={
-            name: torch.tensor([name in note["states"] for note in notes]) for name in attributes
-        },
-        groups=torch.tensor([note["scan"] for note in notes]),
-    )
+    with ranks_of(recipe.parallel.backend) as ranks:
+        data = read_labelled(recipe.data.folders)
+        wanted = recipe.evaluation
+        rows = choose_prompts(data, samples or wanted.samples, wanted.ambiguous, seed)
+        captions = [data.captions[row] for row in rows.tolist()]
+        made = {
+            name: _pictures(name, model, captions, seed, wanted.batch, ranks)
+            for name, model in (("teacher", teacher), ("student", student))
+        }
+        if not ranks.first:
+            return
+        judge = _judge(Path(wanted.judge or run.parent / "judge.safetensors"), data)
+        real = extract(judge, data.images)
+        result: dict[str, Any] = {
+            name: {"nfe": model.nfe, "images_per_second": made[name][1]}
+            | figures(judge, data, real, rows, made[name][0])
+            for name, model in (("teacher", teacher), ("student", student))
+        }
+        half = hold_out(data.groups, 0.5, seed)
+        result |= {
+            "samples": len(rows),
+            "seed": seed,
+            "speedup": made["student"][1] / made["teacher"][1],
+            "real_halves_frechet_distance": distance(real[half], real[~half]),
+            "judge": {"accuracy": judge.accuracy, "fingerprint": judge.fingerprint},
+            "teacher_sampler": f"DDIM, {teacher.steps} steps, guidance {teacher.guidance:g}",
+            "device": device_name(next(student.denoiser.parameters()).device),
+            "processes": ranks.world_size,
+        }
+    for file in (run / "evaluation.json", json_file):
+        if file:
+            write_json(file, result)
+    _print(run, result)
 
 
-def choose_prompts(data: Labelled, samples: int, ambiguous: int, seed: int) -> Tensor:
-    """Rows whose captions are the prompts: ``ambiguous`` that leave the most varied attribute
-    open, the others with every attribute stated; int64 (samples,)."""
-    order = torch.randperm(len(data.captions), generator=torch.Generator().manual_seed(seed))
-    whole = torch.stack(list(data.stated.values())).all(0)
-    others = data.stated[_open_attribute(data)].logical_not()
-    for name, stated in data.stated.items():
-        others &= stated | torch.tensor(name == _open_attribute(data))
-    wanted = {"open": (others, min(ambiguous, samples)), "whole": (whole, max(0, samples - ambiguous))}
-    chosen = []
-    for mask, count in wanted.values():
-        rows = order[mask[order]]
-        chosen.append(rows.repeat(-(-count // max(1, len(rows))))[:count])
-    return torch.cat(chosen)
-
-
-def _open_attribute(data: Labelled) -> str:
-    """The attribute with the most values: the modes a vague caption should cover."""
-    return max(data.names, key=lambda name: len(data.names[name]))
-
-
-def _measure(
-    name: str,
-    model: TextToImage,
-    judge: Judge,
-    data: Labelled,
-    real: Tensor,
-    rows: Tensor,
-    seed: int,
-    batch: int,
-) -> dict[str, Any]:
-    """Every figure of one model."""
-    captions = [data.captions[row] for row in rows.tolist()]
+def _pictures(
+    name: str, model: TextToImage, captions: list[str], seed: int, batch: int, ranks: Ranks
+) -> tuple[Tensor, float]:
+    """All pictures of a model, each rank's block of them joined, and images per second: the
+    ranks' rates by their median batch, text encoder and autoencoder included, added up."""
+    block = -(-len(captions) // ranks.world_size)
+    first = ranks.rank * block
+    own = captions[first : first + block]
     marks = [time.perf_counter()]
-    with progress(f"evaluate {name}", total=len(captions)) as bar:
+    with progress(f"evaluate {name}", total=len(own)) as bar:
 
         def on_batch(count: int) -> None:
             marks.append(time.perf_counter())
             bar.advance(count)
 
-        images = generate(model, captions, seed=seed, batch=batch, on_batch=on_batch)
-    seconds = [after - before for before, after in zip(marks, marks[1:], strict=False)]
-    features = extract(judge, images)
-    predicted = {name: logits.argmax(1) for name, logits in judge.logits(features).items()}
-    whole = torch.stack([stated[rows] for stated in data.stated.values()]).all(0)
-    attribute = _open_attribute(data)
-    modes = len(data.names[attribute])
-    vague = ~data.stated[attribute][rows]
-    quality = precision_recall(real, features)
-    figures = {
-        "nfe": model.nfe,
-        "frechet_distance": _distance(real, features),
-        "recall": quality.recall,
-        "precision": quality.precision,
-        "images_per_second": min(batch, len(captions)) / median(seconds),
-    }
-    if whole.any():
-        figures["caption_accuracy"] = caption_accuracy(
-            {key: value[whole] for key, value in predicted.items()},
-            {key: value[rows][whole] for key, value in data.labels.items()},
-        )
-    if vague.any():
-        figures["mode_tv"] = total_variation(
-            mode_counts(predicted[attribute][vague], modes),
-            mode_counts(data.labels[attribute], modes),
-        )
-    return figures
+        images = generate(model, own, seed=seed, batch=batch, first=first, on_batch=on_batch)
+    rate = min(batch, len(own)) / median(after - before for before, after in pairwise(marks))
+    parts = ranks.gather((images, rate))
+    return torch.cat([part for part, _ in parts]), sum(rate for _, rate in parts)
 
 
-def _distance(a: Tensor, b: Tensor) -> float:
-    moments = [Moments(a.shape[1]).update(features) for features in (a, b)]
-    return frechet_distance(*moments)
-
-
-def _judge(recipe: DistillRecipe, data: Labelled) -> Judge:
-    """The classifier file the recipe names, trained first if it is missing."""
-    path = Path(recipe.evaluation.judge or Path(recipe.out).parent / "judge.safetensors")
+def _judge(path: Path, data: Labelled) -> Judge:
+    """The classifier in a file, trained first if it is missing."""
     if path.exists():
         return load_judge(path)
     print(f"training the judge of pictures, {path}")
@@ -232,7 +131,7 @@ def _print(run: Path, result: dict[str, Any]) -> None:
             for name in ("teacher", "student")
         ]
         table.add_row(title, *cells)
-    console = Console()
+    console = Console(highlight=False)
     console.print(table)
     console.print(
         f"speedup {result['speedup']:.1f}x; Frechet distance between two halves of the real data "

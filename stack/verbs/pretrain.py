@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stack.config.schema import PretrainRecipe
+from stack.parallel.collectives import Ranks, ranks_of
 from stack.train.build import Job
 from stack.train.build_run import open_run, trainer_of
 from stack.train.build_teacher import build_unet, build_vae, save_teacher
@@ -15,19 +16,22 @@ def pretrain(recipe: PretrainRecipe, *, resume: bool, overwrite: bool) -> str | 
 
     Returns: the signal's name if one asked to stop (the state is then saved).
     """
-    vae_job, vae = build_vae(recipe)  # First: bad data are found before anything is written.
-    folder = open_run(recipe, resume=resume, overwrite=overwrite)
-    reason = _fit(folder / "vae", recipe, vae_job)
-    if reason:
-        return reason
-    unet_job, parts = build_unet(recipe, vae)
-    reason = _fit(folder / "unet", recipe, unet_job)
-    if reason:
-        return reason
-    save_teacher(parts, folder / "teacher")
+    with ranks_of(recipe.parallel.backend) as ranks:
+        vae_job, vae = build_vae(recipe, ranks)  # First: bad data are found before any writing.
+        folder = open_run(recipe, ranks, resume=resume, overwrite=overwrite)
+        reason = _fit(folder / "vae", recipe, vae_job, ranks)
+        if reason:
+            return reason
+        unet_job, parts = build_unet(recipe, vae, ranks)
+        reason = _fit(folder / "unet", recipe, unet_job, ranks)
+        if reason:
+            return reason
+        if ranks.first:
+            save_teacher(parts, folder / "teacher")
+        ranks.barrier()
     return None
 
 
-def _fit(folder: Path, recipe: PretrainRecipe, job: Job) -> str | None:
+def _fit(folder: Path, recipe: PretrainRecipe, job: Job, ranks: Ranks) -> str | None:
     folder.mkdir(exist_ok=True)
-    return trainer_of(recipe, job, folder).fit()
+    return trainer_of(recipe, job, folder, ranks).fit()

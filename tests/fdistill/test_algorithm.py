@@ -160,10 +160,10 @@ def critic_losses_of(algorithm: FDistill) -> tuple[Tensor, Tensor, dict]:
 def test_the_students_loss_sends_no_gradient_to_the_critics(source: str, gan_weight: float) -> None:
     algorithm = make(feature_source=source, gan_weight=gan_weight)
     student_loss_of(algorithm)[0].backward()
-    assert has_gradient(algorithm.student)  # type: ignore[arg-type]
+    assert has_gradient(algorithm.student)
     for critic in (algorithm.fake, algorithm.heads, algorithm.teacher):
-        assert not has_gradient(critic)  # type: ignore[arg-type]
-    trained = [p for w in (algorithm.fake, algorithm.heads) for p in w.parameters()]  # type: ignore
+        assert not has_gradient(critic)
+    trained = [p for w in (algorithm.fake, algorithm.heads) for p in w.parameters()]
     assert all(p.requires_grad for p in trained)  # thawed again
 
 
@@ -173,15 +173,15 @@ def test_what_each_critic_loss_trains(source: str) -> None:
     algorithm = make(feature_source=source)
     fake, discriminator, _ = critic_losses_of(algorithm)
     discriminator.backward()
-    assert has_gradient(algorithm.heads)  # type: ignore[arg-type]
-    assert has_gradient(algorithm.fake) == (source == "fake_joint")  # type: ignore[arg-type]
-    before = [p.grad for p in algorithm.heads.parameters()]  # type: ignore[attr-defined]
+    assert has_gradient(algorithm.heads)
+    assert has_gradient(algorithm.fake) == (source == "fake_joint")
+    before = [p.grad for p in algorithm.heads.parameters()]
     copies = [None if g is None else g.clone() for g in before]
     fake.backward()
-    assert has_gradient(algorithm.fake)  # type: ignore[arg-type]
+    assert has_gradient(algorithm.fake)
     for grad, copy_ in zip(before, copies, strict=True):
         assert grad is copy_ is None or torch.equal(grad, copy_)
-    assert not has_gradient(algorithm.student)  # type: ignore[arg-type]
+    assert not has_gradient(algorithm.student)
 
 
 class Spy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -125,32 +126,35 @@ def test_memory_decays() -> None:
     assert bins.means().item() == pytest.approx((0.5 * 1 + 3) / 1.5)
 
 
-def ranks_apply(weights: list[RatioWeight], parts: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
-    """Every rank's h, with all-reduces answered as if the ranks ran side by side.
+class UnknownMeanError(Exception):
+    """A rank waits for a mean that is not known yet."""
 
-    Each round runs every rank with the answers so far and records what it asks next, until
-    none asks anything new; the states are put back before each round.
-    """
+
+def answering(answers: list[Tensor]) -> Callable[[Tensor], Tensor]:
+    """An all-reduce that knows the first few means and stops the rank at the next."""
+    known = iter(answers)
+
+    def mean(value: Tensor) -> Tensor:
+        for answer in known:
+            return answer
+        raise UnknownMeanError(value)
+
+    return mean
+
+
+def side_by_side(ranks: list[RatioWeight], parts: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Every rank's h: all run until they ask for a mean, and again with it, until none asks."""
     answers: list[Tensor] = []
-    start = [weight.normalizer.state_dict() for weight in weights]
+    states = [rank.normalizer.state_dict() for rank in ranks]
     while True:
-        asked: list[Tensor] = []
-        done: list[Tensor] = []
-        for weight, state, (log_r, log_snr) in zip(weights, start, parts, strict=True):
-            weight.normalizer.load_state_dict(state)
-            told = iter(answers)
-
-            def reduce(value: Tensor, told=told) -> Tensor:  # type: ignore[no-untyped-def]
-                answer = next(told, None)
-                if answer is None:
-                    asked.append(value)
-                    raise StopIteration
-                return answer
-
+        done, asked = [], []
+        for rank, state, (log_r, log_snr) in zip(ranks, states, parts, strict=True):
+            rank.normalizer.load_state_dict(state)
             try:
-                done.append(weight(log_r, log_snr, 0, global_batch=64, all_reduce_mean=reduce))
-            except StopIteration:
-                continue
+                mean = answering(answers)
+                done.append(rank(log_r, log_snr, 0, global_batch=64, all_reduce_mean=mean))
+            except UnknownMeanError as question:
+                asked.append(question.args[0])
         if not asked:
             return done
         answers.append(torch.stack(asked).mean(0))
@@ -164,7 +168,7 @@ def test_four_ranks_weigh_as_one(name: str) -> None:
     for _ in range(3):
         h = whole(log_r, log_snr, 0, global_batch=64)
         parts = list(zip(log_r.chunk(4), log_snr.chunk(4), strict=True))
-        torch.testing.assert_close(torch.cat(ranks_apply(ranks, parts)), h)
+        torch.testing.assert_close(torch.cat(side_by_side(ranks, parts)), h)
     for rank in ranks:
         torch.testing.assert_close(rank.normalizer.sums, whole.normalizer.sums)
         torch.testing.assert_close(rank.normalizer.counts, whole.normalizer.counts)

@@ -136,7 +136,7 @@ def test_the_decoder_of_x0_and_features_keeps_no_graph() -> None:
 
 
 def test_unknown_resolution_is_refused() -> None:
-    with pytest.raises(UserError, match="gan.resolutions: 3: the UNet has .* 4, 2"):
+    with pytest.raises(UserError, match=r"gan\.resolutions: 3: the UNet has .* 4, 2"):
         tiny_denoiser(resolutions=(3,))
 
 

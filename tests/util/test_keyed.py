@@ -29,11 +29,11 @@ def draw(
     name: str, positions: Tensor, shape: tuple[int, ...] = (3, 2), **changes: int | str
 ) -> Tensor:
     key = {"seed": 1, "iteration": 2, "role": "z"} | changes
-    return DRAWS[name](shape, positions=positions, **key)  # type: ignore[arg-type]
+    return DRAWS[name](shape, positions=positions, **key)
 
 
 @pytest.mark.parametrize(("counter", "key", "output"), KNOWN_ANSWERS)
-def test_philox_gives_the_known_answers(counter, key, output) -> None:  # type: ignore[no-untyped-def]
+def test_philox_gives_the_known_answers(counter, key, output) -> None:
     assert tuple(int(word) for word in keyed.philox4x32(counter, key)) == output
 
 

@@ -1,0 +1,83 @@
+"""Several ranks of one command on this machine, for a laptop; clusters use srun or torchrun."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+
+_GRACE = 30.0
+"""Seconds the other ranks have to end by themselves once one has failed."""
+
+
+def launch(processes: int, command: Sequence[str]) -> int:
+    """Run ``command`` once per rank and wait; the first rank owns the terminal.
+
+    Signals to this process go to every rank; a rank that fails takes the others with it.
+
+    Returns: the first non-zero exit status, or 0.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    common = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common |= {"OMP_NUM_THREADS": threads}
+    logs = [tempfile.TemporaryFile("w+") for _ in range(1, processes)]
+    children = []
+    for rank in range(processes):
+        own = {key: str(value) for key, value in (common | {"RANK": rank}).items()}
+        out = None if rank == 0 else logs[rank - 1]
+        children.append(
+            subprocess.Popen(
+                command,
+                env=os.environ | own,
+                stdout=out,
+                stderr=out,
+                preexec_fn=_die_with_parent,
+                start_new_session=True,
+            )
+        )
+
+    def forward(number: int, frame: object) -> None:
+        for child in children:
+            child.send_signal(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, forward) for number in numbers}
+    try:
+        codes = _wait(children)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if codes[0] == 0 and any(codes):
+        failed = next(log for log, code in zip(logs, codes[1:], strict=True) if code)
+        failed.seek(0)
+        shutil.copyfileobj(failed, sys.stderr)
+    return next((code for code in codes if code), 0)
+
+
+def _wait(children: Sequence[subprocess.Popen[bytes]]) -> list[int]:
+    deadline = float("inf")
+    while any(child.poll() is None for child in children):
+        if any(child.returncode for child in children):
+            deadline = min(deadline, time.monotonic() + _GRACE)
+        if time.monotonic() > deadline:
+            for child in children:
+                child.kill()
+        time.sleep(0.1)
+    return [child.returncode for child in children]
+
+
+def _die_with_parent() -> None:
+    """No orphan goes on writing into a run that is being resumed (Linux)."""
+    if sys.platform == "linux":
+        set_death_signal = 1
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)

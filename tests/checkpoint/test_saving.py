@@ -1,0 +1,156 @@
+"""Saving: what stays, what goes, and that a save cut short harms nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stack.checkpoint import commit, verify
+from stack.util.errors import UserError
+from tests.checkpoint.samples import flip, names, save
+from tests.pipeline import tree
+
+
+def test_retention(tmp_path: Path) -> None:
+    for step in range(1, 6):
+        save(tmp_path, step, keep=3)
+    assert names(tmp_path) == ["step-0000003", "step-0000004", "step-0000005"]
+
+
+def test_retention_does_not_count_what_a_resume_passed_over(tmp_path: Path) -> None:
+    """The newest two are damaged, the run goes on from before them: what it saves must stay."""
+    for step in (10, 20, 30):
+        save(tmp_path, step, keep=3)
+    for step in (20, 30):
+        flip(commit.step_folder(tmp_path, step) / "state.json")
+    assert verify.latest(tmp_path)[0] == commit.step_folder(tmp_path, 10)
+    saved = save(tmp_path, 15, keep=2)
+    assert verify.latest(tmp_path)[0] == saved
+    assert commit.step_folder(tmp_path, 10).exists()
+
+
+def test_the_same_step_again_replaces_a_damaged_one(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    flip(save(tmp_path, 2) / "state.json")
+    assert verify.latest(tmp_path)[0] == commit.step_folder(tmp_path, 1)
+    assert verify.latest(tmp_path)[0] != save(tmp_path, 2)
+    assert verify.latest(tmp_path)[0] == commit.step_folder(tmp_path, 2)
+    assert names(tmp_path) == ["step-0000001", "step-0000002"]
+
+
+def test_sorted_by_number_of_steps(tmp_path: Path) -> None:
+    for step in (9, 100, 20):
+        save(tmp_path, step)
+    assert [path.name for path in commit.committed(tmp_path)] == [
+        "step-0000009",
+        "step-0000020",
+        "step-0000100",
+    ]
+
+
+def die(*_: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Dies at the commit; the library renames files of its own."""
+    die() if Path(target).name.startswith("step-") else os.replace(source, target)
+
+
+MOMENTS = {
+    "before the commit": (commit, "_fsync", die, "state.json"),
+    "before the rename": (commit.os, "rename", rename, "COMMIT.json"),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_save_leaves_staging_only(tmp_path: Path, moment: str) -> None:
+    module, name, replacement, last = MOMENTS[moment]
+    before = tree(save(tmp_path, 1))
+    child = os.fork()
+    if not child:
+        signal.alarm(30)
+        setattr(module, name, replacement)
+        save(tmp_path, 2)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    [staging, step] = names(tmp_path)
+    assert (staging[:11], step) == (".staging-2-", "step-0000001")
+    assert (tmp_path / staging / last).exists()
+    assert verify.latest(tmp_path) == (tmp_path / "step-0000001", [])
+    commit.sweep(tmp_path)
+    assert names(tmp_path) == ["step-0000001"]
+    assert tree(tmp_path / "step-0000001") == before
+
+
+def test_sweep_finishes_a_removal(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    (tmp_path / ".trash-step-0000000-x").mkdir()
+    commit.sweep(tmp_path)
+    assert names(tmp_path) == ["step-0000001"]
+    commit.sweep(tmp_path / "nowhere")
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """The kernel refuses to let a file grow beyond ``size`` bytes: a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [0, 60_000])
+def test_a_full_disk_leaves_older_checkpoints(tmp_path: Path, size: int) -> None:
+    save(tmp_path, 1, keep=2)
+    save(tmp_path, 2, keep=2)
+    before = tree(tmp_path)
+    with (
+        file_size_limit(size),
+        pytest.raises(UserError, match=r"step-0000003: not saved \(.*older"),
+    ):
+        save(tmp_path, 3, keep=2)
+    assert tree(tmp_path) == before
+    assert names(tmp_path) == ["step-0000001", "step-0000002"]
+    assert verify.latest(save(tmp_path, 3).parent)[0] == tmp_path / "step-0000003"
+
+
+REFUSALS = {
+    "a rename": (commit.os, "rename"),
+    "the removal of the same step": (commit, "trash"),
+    "a small file": (commit, "write_json"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSALS)
+def test_a_refused_step_leaves_older_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    before = tree(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(*REFUSALS[what], refuse)
+        with pytest.raises(UserError, match=r"not saved \(.*No space left on device"):
+            save(tmp_path, 2)
+    assert tree(tmp_path) == before
+    assert names(tmp_path) == ["step-0000001", "step-0000002"]
+
+
+def test_a_bug_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        commit.save(tmp_path, 1, {}, {"x": object()}, recipe="", code_hash="", keep_last=2)
+    assert names(tmp_path) == []
