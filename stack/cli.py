@@ -317,4 +317,5 @@ def _quiet_libraries() -> None:
     logging.getLogger("xformers").setLevel(logging.ERROR)
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # Their bars for every small file drown ours, which are rich's.
+    os.environ.setdefault("TQDM_DISABLE", "1")

@@ -135,22 +135,25 @@ class SDTeacher(Section):
 
 
 class Mixture2DTeacher(Section):
-    """A 2-D Gaussian mixture with its analytic score (paper, Fig. 2 and 8)."""
+    """A ring of Gaussians in the plane with its analytic score (paper, Fig. 2 and 8)."""
 
     kind: Literal["mixture2d"]
     """mixture2d: analytic, without a file."""
-    modes: Positive = 8
-    """Equal Gaussians on a ring."""
-    radius: Rate = 1.0
+    modes: Positive = 5
+    """Equal Gaussians on a ring, the first on the positive x axis."""
+    radius: Rate = 1.8
     """Of the ring."""
-    std: Rate = 0.1
+    std: Rate = 0.25
     """Standard deviation of each mode."""
-    start: tuple[float, float] = (0.7, 0.7)
-    """Centre of the skewed Gaussian the student starts as."""
-    start_std: Rate = 0.3
+    start: tuple[float, float] = (0.6, 0.0)
+    """Centre of the Gaussian that the student and the fake score start as."""
+    start_std: Rate = 0.7
     """Its standard deviation."""
-    width: Positive = 128
-    """Hidden units of the student, fake score and head."""
+    student_width: Positive = 6
+    """Hidden units of the student; few, so that it cannot have every mode sharp and the
+    divergence decides between some modes sharp and all of them blurred."""
+    width: Positive = 64
+    """Hidden units of the fake score; gan.width is the head's."""
 
 
 Teacher = Annotated[SDTeacher | Mixture2DTeacher, Field(discriminator="kind")]

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 
 from stack.util.files import read_json, write_json
 
@@ -27,6 +28,7 @@ def save_pipeline(unet: UNet2DConditionModel, teacher: Path, out: Path) -> Path:
     for part in sorted(teacher.iterdir()):
         if part.is_dir() and part.name not in ("unet", "scheduler"):
             shutil.copytree(part, staging / part.name)
+    name_text_keys(staging)
     unet.save_pretrained(staging / "unet")
     scheduler = read_json(teacher / "scheduler" / "scheduler_config.json")
     kept = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
@@ -38,3 +40,18 @@ def save_pipeline(unet: UNet2DConditionModel, teacher: Path, out: Path) -> Path:
     shutil.rmtree(out, ignore_errors=True)
     staging.rename(out)
     return out
+
+
+def name_text_keys(folder: Path) -> None:
+    """Give the text encoder's weights their ``text_model.`` prefix, without which transformers
+    before 5 takes none of them; 5 leaves it out, and reads both."""
+    for file in (folder / "text_encoder").glob("model*.safetensors"):
+        weights = load_file(file)
+        named = {
+            name
+            if name.startswith(("text_model.", "text_projection."))
+            else f"text_model.{name}": w
+            for name, w in weights.items()
+        }
+        if named.keys() != weights.keys():
+            save_file(named, file, metadata={"format": "pt"})

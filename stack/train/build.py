@@ -196,9 +196,10 @@ def _build_mixture(recipe: DistillRecipe, device: torch.device, ranks: Ranks) ->
     given, schedule = recipe.teacher, DiscreteSchedule.scaled_linear()
     centres = ring(given.modes, given.radius)
     teacher = MixtureDenoiser(schedule, centres, given.std).to(device)
-    start = (schedule, given.start, given.start_std, given.width)
-    student, fake = SkewedStudent(*start).to(device), SkewedDenoiser(*start).to(device)
-    heads = MultiHead([VectorHead(FEATURE_CHANNELS, given.width)]).to(device)
+    start = (schedule, given.start, given.start_std)
+    student = SkewedStudent(*start, given.student_width).to(device)
+    fake = SkewedDenoiser(*start, given.width).to(device)
+    heads = MultiHead([VectorHead(FEATURE_CHANNELS, recipe.gan.width)]).to(device)
 
     def data(iteration: int, positions: Tensor) -> Tensor:
         return teacher.sample(positions, seed=recipe.seed, iteration=iteration)

@@ -17,6 +17,7 @@ from stack.nets.sd15 import SDDenoiser
 from stack.nets.text import TextEncoder
 from stack.nets.vae import Autoencoder, from_uint8
 from stack.parallel.collectives import ALONE, Ranks
+from stack.sample.export import name_text_keys
 from stack.train.build import Job, device_of, stream_of
 from stack.train.optim import adam_weights
 from stack.train.pretrain import (
@@ -137,6 +138,7 @@ def save_teacher(parts: TeacherParts, out: Path) -> None:
             feature_extractor=None,
             requires_safety_checker=False,
         ).save_pretrained(staging)
+    name_text_keys(staging)
     shutil.rmtree(out, ignore_errors=True)
     staging.rename(out)
 

@@ -1,4 +1,4 @@
-"""The two steps on tiny networks: who moves, what is called, what is left alone."""
+"""Whole iterations: who moves, on which noise, whatever the layout of the work, and after a NaN."""
 
 from __future__ import annotations
 
@@ -9,78 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from stack.diffusion.schedule import add_noise
 from stack.diffusion.timesteps import UniformTimes
 from stack.fdistill.algorithm import Batch, FDistill, Noise
 from stack.fdistill.divergence import DIVERGENCES
-from stack.fdistill.ratio import RatioNormalizer, RatioWeight
-from stack.nets.heads import MultiHead
-from tests.tiny import WIDTH, PlainWeights, flat, tiny_denoiser
-
-BATCH = 4
-SOURCES = ["teacher", "fake", "fake_joint"]
-
-
-class PooledHead(nn.Sequential):
-    """A linear function of the mean feature, whose logits differ from sample to sample."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 1))
-        with torch.no_grad():
-            self[-1].weight.mul_(8)
-
-
-def make(divergence: str = "jensen_shannon", **options: Any) -> FDistill:
-    """Tiny networks that differ; joint alternation with k = 1 unless told otherwise."""
-    teacher = tiny_denoiser(seed=0).requires_grad_(False)
-    student, fake = tiny_denoiser(seed=1), tiny_denoiser(seed=2)
-    torch.manual_seed(3)
-    heads = MultiHead([PooledHead(channels) for channels in teacher.feature_channels])
-    times = UniformTimes(20, 980)
-    normalizer = RatioNormalizer(times.log_snr_edges(teacher.schedule, 2), prior=1.0)
-    weights = [
-        PlainWeights(name, module)
-        for name, module in (("student", student), ("fake", fake), ("heads", heads))
-    ]
-    settings = {"global_batch": BATCH, "student_every": 1, "gan_weight": 0.1} | options
-    return FDistill(
-        student,
-        fake,
-        teacher,
-        heads,
-        *weights,
-        ratio=RatioWeight(DIVERGENCES[divergence], normalizer),
-        score_times=times,
-        fake_times=UniformTimes(0, 999),
-        **settings,
-    )
-
-
-def batch_of(n: int = BATCH) -> Batch:
-    torch.manual_seed(4)
-    null = torch.randn(1, 3, WIDTH).expand(n, -1, -1)
-    return Batch(torch.arange(n), torch.randn(n, 4, 4, 4), torch.randn(n, 3, WIDTH), null)
-
-
-def micro_batches(count: int) -> list[Batch]:
-    whole = batch_of()
-    parts = [v.chunk(count) for v in (whole.positions, whole.x0, whole.c, whole.null)]
-    return [Batch(*row) for row in zip(*parts, strict=True)]
-
-
-def weights_of(algorithm: FDistill) -> dict[str, Tensor]:
-    names = ("student", "fake", "heads", "teacher")
-    return {name: flat(getattr(algorithm, name)) for name in names}
-
-
-def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
-    return {name for name in before if not torch.equal(before[name], after[name])}
-
-
-def has_gradient(module: nn.Module) -> bool:
-    return any(p.grad is not None and bool(p.grad.any()) for p in module.parameters())
+from tests.fdistill.tiny_run import (
+    BATCH,
+    SOURCES,
+    batch_of,
+    make,
+    micro_batches,
+    moved,
+    weights_of,
+)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 5])
@@ -141,171 +83,6 @@ def test_all_losses_use_the_weights_from_before_the_iteration() -> None:
     for critic in ("fake", "heads"):
         assert torch.equal(after["joint"][critic], after["critics"][critic])
         assert not torch.equal(after["joint"][critic], after["student"][critic])
-
-
-def student_loss_of(algorithm: FDistill, batch: Batch | None = None) -> tuple[Tensor, dict]:
-    batch = batch or batch_of()
-    noise = Noise(0, 0, batch.positions)
-    return algorithm.student_loss(algorithm.generate(batch, noise), batch, noise)
-
-
-def critic_losses_of(algorithm: FDistill) -> tuple[Tensor, Tensor, dict]:
-    batch = batch_of()
-    noise = Noise(0, 0, batch.positions)
-    return algorithm.critic_losses(algorithm.generate(batch, noise).detach(), batch, noise)
-
-
-@pytest.mark.parametrize("gan_weight", [0.0, 0.1])
-@pytest.mark.parametrize("source", SOURCES)
-def test_the_students_loss_sends_no_gradient_to_the_critics(source: str, gan_weight: float) -> None:
-    algorithm = make(feature_source=source, gan_weight=gan_weight)
-    student_loss_of(algorithm)[0].backward()
-    assert has_gradient(algorithm.student)
-    for critic in (algorithm.fake, algorithm.heads, algorithm.teacher):
-        assert not has_gradient(critic)
-    trained = [p for w in (algorithm.fake, algorithm.heads) for p in w.parameters()]
-    assert all(p.requires_grad for p in trained)  # thawed again
-
-
-@pytest.mark.parametrize("source", SOURCES)
-def test_what_each_critic_loss_trains(source: str) -> None:
-    """Fig. 7: the discriminator's loss trains the heads, and the fake score only in (a)."""
-    algorithm = make(feature_source=source)
-    fake, discriminator, _ = critic_losses_of(algorithm)
-    discriminator.backward()
-    assert has_gradient(algorithm.heads)
-    assert has_gradient(algorithm.fake) == (source == "fake_joint")
-    before = [p.grad for p in algorithm.heads.parameters()]
-    copies = [None if g is None else g.clone() for g in before]
-    fake.backward()
-    assert has_gradient(algorithm.fake)
-    for grad, copy_ in zip(before, copies, strict=True):
-        assert grad is copy_ is None or torch.equal(grad, copy_)
-    assert not has_gradient(algorithm.student)
-
-
-class Spy:
-    """Records the calls of a method and passes them on."""
-
-    def __init__(self, owner: Any, method: str) -> None:
-        self.calls: list[tuple[Any, ...]] = []
-        self.results: list[Any] = []
-        inner = getattr(owner, method)
-
-        def called(*args: Any) -> Any:
-            self.calls.append(args)
-            self.results.append(inner(*args))
-            return self.results[-1]
-
-        setattr(owner, method, called)
-
-
-@pytest.mark.parametrize("source", SOURCES)
-def test_without_gan_weight_the_heads_learn_and_features_keep_no_graph(source: str) -> None:
-    algorithm = make(feature_source=source, gan_weight=0.0)
-    extractor = algorithm.teacher if source == "teacher" else algorithm.fake
-    both, alone = Spy(extractor, "x0_and_features"), Spy(extractor, "features")
-    before = weights_of(algorithm)
-    _figures, _ = algorithm.iteration(0, [batch_of()])
-    assert moved(before, weights_of(algorithm)) == {"student", "fake", "heads"}
-    assert not any(f.requires_grad for _, features in both.results for f in features)
-    assert {f.requires_grad for fs in alone.results for f in fs} == {source == "fake_joint"}
-    gap_alone = student_loss_of(make(feature_source=source, gan_weight=0.0))
-    assert torch.equal(gap_alone[0], gap_alone[1]["loss/gap"])
-
-
-def test_gan_weight_scales_the_students_gan_loss() -> None:
-    loss, told = student_loss_of(make(gan_weight=0.25))
-    torch.testing.assert_close(loss, told["loss/gap"] + 0.25 * told["loss/gan"])
-
-
-@pytest.mark.parametrize("guidance", [1.0, 1.75])
-@pytest.mark.parametrize("source", SOURCES)
-def test_forward_passes_of_a_step(source: str, guidance: float) -> None:
-    """Student step: student, fake, teacher, teacher unconditional unless w = 1, and no more.
-    Critic step: fake, and the extractor's encoder once for real and fake together."""
-    algorithm = make(feature_source=source, guidance=guidance)
-    spies = {
-        (name, method): Spy(getattr(algorithm, name), method)
-        for name in ("student", "fake", "teacher")
-        for method in ("forward", "x0_and_features", "features")
-    }
-
-    def calls() -> dict[tuple[str, str], int]:
-        counted = {key: len(spy.calls) for key, spy in spies.items() if spy.calls}
-        for spy in spies.values():
-            spy.calls.clear()
-        return counted
-
-    extractor, other = ("teacher", "fake") if source == "teacher" else ("fake", "teacher")
-    student_loss_of(algorithm)
-    expected = {("student", "forward"): 1, (extractor, "x0_and_features"): 1}
-    expected[other, "forward"] = 1
-    if guidance != 1:
-        expected["teacher", "forward"] = expected.get(("teacher", "forward"), 0) + 1
-    assert calls() == expected
-    critic_losses_of(algorithm)
-    assert calls() == {
-        ("student", "forward"): 1,
-        ("fake", "forward"): 1,
-        (extractor, "features"): 1,
-    }
-
-
-def test_guidance_is_applied_to_the_teacher_alone() -> None:
-    algorithm = make(guidance=3.0, gan_weight=0.0)
-    batch, noise = batch_of(), Noise(0, 0, torch.arange(BATCH))
-    x = algorithm.generate(batch, noise).detach()
-    x_t, t = algorithm._diffuse(x, noise, "score", algorithm.score_times)
-    x0_fake, x0_teacher, _ = algorithm._scores(x_t, t, batch)
-    cond, empty = algorithm.teacher(x_t, t, batch.c), algorithm.teacher(x_t, t, batch.null)
-    torch.testing.assert_close(x0_teacher, empty + 3 * (cond - empty))
-    torch.testing.assert_close(x0_fake, algorithm.fake(x_t, t, batch.c))
-
-
-@pytest.mark.parametrize("source", SOURCES)
-def test_ratio_and_scores_are_read_at_the_same_point(source: str) -> None:
-    algorithm = make(feature_source=source)
-    spies = [Spy(algorithm.teacher, "forward"), Spy(algorithm.teacher, "x0_and_features")]
-    spies += [Spy(algorithm.fake, "forward"), Spy(algorithm.fake, "x0_and_features")]
-    _, told = student_loss_of(algorithm)
-    (first, second) = [call for spy in spies for call in spy.calls]
-    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
-    assert torch.equal(first[1], told["t"])
-
-
-def test_r1_perturbs_noised_data() -> None:
-    algorithm = make(r1_noise=0.1)
-    spy = Spy(algorithm.teacher, "features")
-    _, _, told = critic_losses_of(algorithm)
-    batch, noise = batch_of(), Noise(0, 0, torch.arange(BATCH))
-    (x_t, t, c) = spy.calls[0]
-    real, _, perturbed = x_t.chunk(3)
-    t = t.chunk(3)[0]
-    eps = noise.normal("eps/real", batch.x0)
-    assert torch.equal(real, add_noise(batch.x0, eps, t, algorithm.teacher.schedule))
-    torch.testing.assert_close(perturbed, real + 0.1 * noise.normal("r1", batch.x0))
-    assert torch.equal(c, torch.cat([batch.c] * 3))
-    assert told["loss/r1"] > 0
-
-
-def test_no_r1_costs_nothing() -> None:
-    algorithm = make(r1_gamma=0.0)
-    spy = Spy(algorithm.teacher, "features")
-    assert "loss/r1" not in critic_losses_of(algorithm)[2]
-    assert len(spy.calls[0][0]) == 2 * BATCH
-
-
-@pytest.mark.parametrize("source", SOURCES)
-def test_an_empty_caption_changes_its_own_row_only(source: str) -> None:
-    batch = batch_of()
-    c = batch.c.clone()
-    c[1] = batch.null[1]
-    algorithm = make(feature_source=source, guidance=2.0)
-    told = [student_loss_of(algorithm, b)[1] for b in (batch, replace(batch, c=c))]
-    for figure in ("gap", "log_r"):
-        same = torch.isclose(told[0][figure], told[1][figure], rtol=1e-4, atol=1e-5)
-        assert same.tolist() == [True, False, True, True]
 
 
 def poison_data(algorithm: FDistill, batch: Batch) -> Batch:
@@ -391,16 +168,6 @@ def test_roles_draw_distinct_noise() -> None:
     algorithm.student_loss(x, batch, noise)
     algorithm.critic_losses(x.detach(), batch, noise)
     assert len(roles) == len(set(roles)) == 9
-
-
-def test_the_student_is_called_once_at_the_last_time() -> None:
-    algorithm, batch = make(), batch_of()
-    spy = Spy(algorithm.student, "forward")
-    x = algorithm.generate(batch, Noise(0, 0, batch.positions))
-    ((z, t, c),) = spy.calls
-    assert t.tolist() == [999] * BATCH
-    assert torch.equal(c, batch.c)
-    assert torch.equal(z, Noise(0, 0, batch.positions).normal("z", x))
 
 
 def test_figures_carry_no_graph() -> None:
