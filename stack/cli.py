@@ -68,33 +68,32 @@ def _json_option(verb: argparse.ArgumentParser) -> None:
 
 
 def _add_pretrain(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
-    _training_verb(verb)
+    def work(recipe: Any, **how: bool) -> str | None:
+        from stack.verbs.pretrain import pretrain
 
-    def run(args: argparse.Namespace) -> int:
-        recipe = _load(args, "pretrain")
+        return pretrain(recipe, **how)
 
-        def work() -> int:
-            from stack.verbs.pretrain import pretrain
-
-            return _stopped(pretrain(recipe, resume=args.resume, overwrite=args.overwrite))
-
-        return _on_ranks(recipe.parallel.processes, args, work)
-
-    return run
+    return _add_training(verb, "pretrain", work)
 
 
 def _add_distill(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    def work(recipe: Any, **how: bool) -> str | None:
+        from stack.verbs.distill import distill
+
+        return distill(recipe, **how)
+
+    return _add_training(verb, "distill", work)
+
+
+def _add_training(
+    verb: argparse.ArgumentParser, job: str, work: Callable[..., str | None]
+) -> Callable[[argparse.Namespace], int]:
     _training_verb(verb)
 
     def run(args: argparse.Namespace) -> int:
-        recipe = _load(args, "distill")
-
-        def work() -> int:
-            from stack.verbs.distill import distill
-
-            return _stopped(distill(recipe, resume=args.resume, overwrite=args.overwrite))
-
-        return _on_ranks(recipe.parallel.processes, args, work)
+        recipe = _load(args, job)
+        how = {"resume": args.resume, "overwrite": args.overwrite}
+        return _on_ranks(recipe.parallel.processes, args, lambda: _stopped(work(recipe, **how)))
 
     return run
 

@@ -12,6 +12,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import IO
 
 _GRACE = 30.0
 """Seconds the other ranks have to end by themselves once one has failed."""
@@ -20,31 +22,47 @@ _GRACE = 30.0
 def launch(processes: int, command: Sequence[str]) -> int:
     """Run ``command`` once per rank and wait; the first rank owns the terminal.
 
-    Signals to this process go to every rank; a rank that fails takes the others with it.
+    Signals to this process go to every rank; a rank that fails takes the others with it, and
+    what it said is shown if the first rank has not failed too.
 
     Returns: the first non-zero exit status, or 0.
     """
+    with ExitStack() as stack:
+        logs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(1, processes)]
+        children = _start(processes, command, [None, *logs])
+        codes = _wait(children)
+        if codes[0] == 0 and any(codes):
+            failed = next(log for log, code in zip(logs, codes[1:], strict=True) if code)
+            failed.seek(0)
+            shutil.copyfileobj(failed, sys.stderr)
+    return next((code for code in codes if code), 0)
+
+
+def _start(
+    processes: int, command: Sequence[str], outputs: Sequence[IO[str] | None]
+) -> list[subprocess.Popen[bytes]]:
+    """The ranks, with the environment that torch.distributed reads."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     threads = max(1, (os.cpu_count() or 1) // processes)
     common = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     common |= {"OMP_NUM_THREADS": threads}
-    logs = [tempfile.TemporaryFile("w+") for _ in range(1, processes)]
-    children = []
-    for rank in range(processes):
-        own = {key: str(value) for key, value in (common | {"RANK": rank}).items()}
-        out = None if rank == 0 else logs[rank - 1]
-        children.append(
-            subprocess.Popen(
-                command,
-                env=os.environ | own,
-                stdout=out,
-                stderr=out,
-                preexec_fn=_die_with_parent,
-                start_new_session=True,
-            )
+    return [
+        subprocess.Popen(
+            command,
+            env=os.environ | {key: str(value) for key, value in (common | {"RANK": rank}).items()},
+            stdout=output,
+            stderr=output,
+            preexec_fn=_die_with_parent,
+            start_new_session=True,
         )
+        for rank, output in enumerate(outputs)
+    ]
+
+
+def _wait(children: Sequence[subprocess.Popen[bytes]]) -> list[int]:
+    """Exit statuses of all; signals to this process go to the ranks meanwhile."""
 
     def forward(number: int, frame: object) -> None:
         for child in children:
@@ -52,27 +70,18 @@ def launch(processes: int, command: Sequence[str]) -> int:
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     before = {number: signal.signal(number, forward) for number in numbers}
+    deadline = float("inf")
     try:
-        codes = _wait(children)
+        while any(child.poll() is None for child in children):
+            if any(child.returncode for child in children):
+                deadline = min(deadline, time.monotonic() + _GRACE)
+            if time.monotonic() > deadline:
+                for child in children:
+                    child.kill()
+            time.sleep(0.1)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if codes[0] == 0 and any(codes):
-        failed = next(log for log, code in zip(logs, codes[1:], strict=True) if code)
-        failed.seek(0)
-        shutil.copyfileobj(failed, sys.stderr)
-    return next((code for code in codes if code), 0)
-
-
-def _wait(children: Sequence[subprocess.Popen[bytes]]) -> list[int]:
-    deadline = float("inf")
-    while any(child.poll() is None for child in children):
-        if any(child.returncode for child in children):
-            deadline = min(deadline, time.monotonic() + _GRACE)
-        if time.monotonic() > deadline:
-            for child in children:
-                child.kill()
-        time.sleep(0.1)
     return [child.returncode for child in children]
 
 
