@@ -24,7 +24,8 @@ _DENIED = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS)
 """What the user's disk refuses; any other OSError is a bug."""
 
 _ABOUT = """\
-f-distill: a one-step student from a many-step diffusion teacher (arXiv 2502.15681).
+f-distill: a one-step student from a many-step diffusion teacher
+(arXiv 2502.15681).
 
   python -m stack pretrain recipes/digits_teacher.yaml
   python -m stack distill  recipes/digits_js.yaml

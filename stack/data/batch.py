@@ -8,6 +8,7 @@ batches needs nothing from the workers.
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,13 @@ def _stack(name: str, samples: Sequence[Sample]) -> Any:
     return FIELDS[name].stack([sample[name] for sample in samples])
 
 
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """A terminal and a scheduler signal the whole process group; the trainer, who decides when
+    to stop, still needs the workers until its iteration is done."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class BatchLoader:
     """An endless iterator over this rank's part of each global batch.
 
@@ -121,6 +129,7 @@ class BatchLoader:
             collate_fn=_as_it_is,
             # DataLoader draws a seed for its workers: not from the training's own random state.
             generator=torch.Generator(),
+            worker_init_fn=_leave_signals_to_the_trainer,
         )
         for item in loader:
             if isinstance(item, UserError):

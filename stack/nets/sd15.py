@@ -159,19 +159,23 @@ def load_unet(folder: str | Path) -> UNet2DConditionModel:
     Raises:
         UserError: the folder lacks it.
     """
-    require(folder, "unet")
+    require(folder, "unet", "config.json", "*.safetensors")
     return UNet2DConditionModel.from_pretrained(
         folder, subfolder="unet", use_safetensors=True, torch_dtype=torch.float32
     )
 
 
-def require(folder: str | Path, part: str) -> None:
-    """Raise a UserError unless the pipeline folder has ``part``."""
+def require(folder: str | Path, part: str, *needed: str) -> None:
+    """Raise a UserError unless the pipeline folder has ``part`` with a file for each of the
+    patterns in ``needed``; ``|`` stands between alternatives."""
     folder = Path(folder)
     if not (folder / "model_index.json").is_file():
         raise UserError(
             f"{folder}: model_index.json: no such file; a teacher is a diffusers pipeline folder "
             "(stack pretrain makes one)"
         )
-    if not any((folder / part).glob("*.json")):
-        raise UserError(f"{folder}: {part}/: missing; the teacher's folder lacks its {part}")
+    for patterns in needed:
+        if not any(any((folder / part).glob(pattern)) for pattern in patterns.split("|")):
+            raise UserError(
+                f"{folder}: {part}/{patterns}: missing; the teacher's folder lacks its {part}"
+            )

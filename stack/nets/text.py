@@ -44,7 +44,7 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> tuple[Tensor, int
 
 def load_tokenizer(folder: str | Path) -> CLIPTokenizer:
     """The tokenizer of a pipeline folder."""
-    require(folder, "tokenizer")
+    require(folder, "tokenizer", "tokenizer.json|vocab.json")
     return CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
 
 
@@ -54,7 +54,7 @@ def load_text(folder: str | Path) -> TextEncoder:
     Raises:
         UserError: the folder lacks one of them.
     """
-    require(folder, "text_encoder")
+    require(folder, "text_encoder", "config.json", "*.safetensors")
     model = CLIPTextModel.from_pretrained(
         folder, subfolder="text_encoder", use_safetensors=True, dtype=torch.float32
     )

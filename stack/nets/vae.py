@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -44,7 +45,7 @@ def load_vae(folder: str | Path) -> Autoencoder:
     Raises:
         UserError: the folder lacks it.
     """
-    require(folder, "vae")
+    require(folder, "vae", "config.json", "*.safetensors")
     vae = AutoencoderKL.from_pretrained(
         folder, subfolder="vae", use_safetensors=True, torch_dtype=torch.float32
     )
@@ -58,9 +59,7 @@ def vae_hash(folder: str | Path) -> str:
 
 def part_hash(folder: str | Path, part: str) -> str:
     """One SHA-256 for all files of a part of a pipeline folder, by name."""
-    import hashlib
-
-    require(folder, part)
+    require(folder, part, "*.json")
     digest = hashlib.sha256()
     for file in sorted((Path(folder) / part).iterdir()):
         digest.update(f"{file.name} {sha256_file(file)}\n".encode())

@@ -52,10 +52,3 @@ def test_the_two_recipes_differ_in_the_divergence_alone() -> None:
 def test_both_start_as_the_same_skewed_gaussian_and_train(name: str) -> None:
     recipe = recipe_of(name, "iterations=4")
     assert coverage(recipe, train(recipe)) < 1
-
-
-@pytest.mark.slow
-def test_forward_kl_recovers_the_modes_that_reverse_kl_loses() -> None:
-    covered = {name: coverage(recipe_of(name), train(recipe_of(name))) for name in NAMES}
-    assert covered["toy2d_fkl"] == 1
-    assert covered["toy2d_rkl"] <= 0.8
