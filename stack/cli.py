@@ -176,12 +176,9 @@ def _add_show_config(verb: argparse.ArgumentParser) -> Callable[[argparse.Namesp
         from stack.config.load import dump_recipe
         from stack.verbs.show_config import print_fields
 
-        if args.fields:
-            print_fields()
-        elif args.recipe is None:
+        if not args.fields and args.recipe is None:
             raise UserError("command line: RECIPE: missing; give a recipe file or --fields")
-        else:
-            print(dump_recipe(_load(args)), end="")
+        print_fields() if args.fields else print(dump_recipe(_load(args)), end="")
         return 0
 
     return run
