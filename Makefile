@@ -2,50 +2,61 @@
 
 PYTHON ?= python3
 SEED ?= 0
-BIN := .venv/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+ROOT := $(patsubst %/,%,$(dir $(lastword $(MAKEFILE_LIST))))
+VENV ?= $(ROOT)/.venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 STACK := $(BIN)/python -m stack
 DATA_PREP := $(BIN)/python -m data_prep
 
 TEACHER := runs/digits_teacher/teacher
 STUDENT := runs/digits_js
 
-.PHONY: demo check lint types test test-slow clean
+.PHONY: demo drill test test-slow check lint types clean
 
-demo: .venv/core  ## install, prepare data, teacher, distil, evaluate, report
+demo: $(VENV)/core  ## install, prepare data, teacher, distil, evaluate, report
 	$(DATA_PREP) digits data/digits
-	$(STACK) pretrain recipes/digits_teacher.yaml --resume seed=$(SEED)
+	$(STACK) pretrain $(ROOT)/recipes/digits_teacher.yaml --resume seed=$(SEED)
 	$(DATA_PREP) latents data/digits/shards data/digits/latents --vae $(TEACHER)
 	$(DATA_PREP) captions data/digits/latents data/digits/train --tokenizer $(TEACHER)
-	$(STACK) distill recipes/digits_js.yaml --resume seed=$(SEED)
+	$(STACK) distill $(ROOT)/recipes/digits_js.yaml --resume seed=$(SEED)
 	$(STACK) sample $(STUDENT)
 	$(STACK) export $(STUDENT)
 	$(STACK) evaluate $(STUDENT)
 	$(STACK) report $(STUDENT)
+	@echo "pictures  $(STUDENT)/samples/grid.png"
+	@echo "pipeline  $(STUDENT)/student"
+	@echo "report    $(STUDENT)/report.html"
 
-test: .venv/all  ## the quick suite
+drill: $(VENV)/core  ## the demo's bars for three seeds, half an hour; by hand
+	set -e; for seed in 0 1 2; do \
+		mkdir -p drill/seed-$$seed; \
+		$(MAKE) -C drill/seed-$$seed -f $(abspath $(ROOT))/Makefile demo SEED=$$seed; \
+	done
+
+test: $(VENV)/all  ## the quick suite
 	$(BIN)/pytest
 
-test-slow: .venv/all  ## kills, several processes, the long ones
+test-slow: $(VENV)/all  ## kills, several processes, the long ones
 	$(BIN)/pytest -m slow
 
 check: lint types test  ## lint, types, tests
 
-lint: .venv/all
+lint: $(VENV)/all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: .venv/all
+types: $(VENV)/all
 	$(BIN)/mypy
 
-.venv/core: pyproject.toml requirements.txt
-	$(PYTHON) -m venv .venv
-	$(PIP) --no-compile --constraint requirements.txt --editable .
+$(VENV)/core: $(ROOT)/pyproject.toml $(ROOT)/requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --constraint $(ROOT)/requirements.txt --editable $(ROOT)
 	@touch $@
 
-.venv/all: .venv/core
-	$(PIP) --no-compile --requirement requirements.txt
+$(VENV)/all: $(VENV)/core
+	$(PIP) --requirement $(ROOT)/requirements.txt
 	@touch $@
 
-clean:  ## what make demo made
-	rm -rf .venv data runs
+clean:  ## what make demo and make drill made
+	rm -rf $(VENV) data runs drill

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import errno
-import logging
 import os
+import re
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from stack.util.errors import UserError
+from stack.util.quiet import quiet_libraries
 
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 85
@@ -246,11 +246,11 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit status."""
     args = _parse(argv)
-    _quiet_libraries()
+    quiet_libraries()
     try:
         return args.action(args)
     except UserError as error:
-        return _fail(str(error))
+        return _fail(_with_file(str(error), args))
     except OSError as error:
         if error.errno not in _DENIED:
             raise
@@ -271,6 +271,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if rest:
         args.overrides += rest
     return args
+
+
+def _with_file(message: str, args: argparse.Namespace) -> str:
+    """The rooms below know arguments, not files: where a message begins with a field's name, the
+    recipe's file goes in front."""
+    field = re.match(r"[a-z][a-z0-9_.]*: ", message)
+    return f"{args.recipe}: {message}" if field and "recipe" in args else message
 
 
 def _fail(message: str) -> int:
@@ -304,15 +311,3 @@ def _stopped(reason: str | None) -> int:
         return 0
     print(f"stopped by {reason} with the state saved; --resume goes on", file=sys.stderr)
     return EXIT_STOPPED
-
-
-def _quiet_libraries() -> None:
-    """Our own warnings only: the libraries' advice is about installs, not about the run."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    # A checkpoint of one process says so at every save.
-    warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-    logging.getLogger("xformers").setLevel(logging.ERROR)
-    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
-        os.environ.setdefault(name, "error")
-    # Their bars for every small file drown ours, which are rich's.
-    os.environ.setdefault("TQDM_DISABLE", "1")

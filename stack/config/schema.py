@@ -141,13 +141,13 @@ class Mixture2DTeacher(Section):
     """mixture2d: analytic, without a file."""
     modes: Positive = 5
     """Equal Gaussians on a ring, the first on the positive x axis."""
-    radius: Rate = 1.8
+    radius: Rate = 1.9
     """Of the ring."""
     std: Rate = 0.25
     """Standard deviation of each mode."""
     start: tuple[float, float] = (0.6, 0.0)
     """Centre of the Gaussian that the student and the fake score start as."""
-    start_std: Rate = 0.7
+    start_std: Rate = 0.75
     """Its standard deviation."""
     student_width: Positive = 6
     """Hidden units of the student; few, so that it cannot have every mode sharp and the

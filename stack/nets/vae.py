@@ -18,7 +18,7 @@ class Autoencoder(nn.Module):
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
-        self.vae = vae
+        self.vae = vae.to(memory_format=torch.channels_last)
 
     @property
     def scale(self) -> float:

@@ -33,6 +33,10 @@ class DistillTask:
     average: EMA | None
     draw: Callable[[int, Path], None]
 
+    @property
+    def log_span(self) -> int:
+        return 1 if self.algorithm.alternation == "joint" else 2
+
     def iteration(self, iteration: int, batches: Sequence[Batch]) -> tuple[Figures, bool]:
         figures, stepped = self.algorithm.iteration(iteration, batches)
         student_moved, _ = self.algorithm.turns(iteration)

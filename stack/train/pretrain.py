@@ -28,6 +28,7 @@ from stack.util import keyed
 START, END = "<|startoftext|>", "<|endoftext|>"
 POSITIONS = 77
 _START_LOG_VARIANCE = -6.0
+_PLACE_STD = 0.2
 
 
 def new_vae(resolution: int, *, channels: Sequence[int], layers: int, groups: int) -> AutoencoderKL:
@@ -123,13 +124,17 @@ def new_text_encoder(
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+    # CLIP's own start, 0.02 for words and places alike, hides the words from an untrained UNet
+    # behind 77 near-equal states: the digits of a caption are then learned three times later.
+    nn.init.normal_(model.get_input_embeddings().weight)
+    nn.init.normal_(model.embeddings.position_embedding.weight, std=_PLACE_STD)
     return TextEncoder(tokenizer, model)
 
 
 class VaeTask:
     """Mean absolute error of the reconstruction, and a small KL term."""
 
-    name = "vae"
+    name, log_span = "vae", 1
 
     def __init__(
         self, model: Autoencoder, weights: LocalWeights, *, seed: int, total: int, kl_weight: float
@@ -199,7 +204,7 @@ class LatentCache:
 class UnetTask:
     """Denoising with caption dropout, over UNet and text encoder together."""
 
-    name = "unet"
+    name, log_span = "unet", 1
 
     def __init__(
         self,

@@ -24,6 +24,8 @@ class Task(Protocol):
     name: str
     total: int
     """Iterations in all."""
+    log_span: int
+    """Consecutive iterations that tell everything: 2 where networks take turns."""
 
     def iteration(self, iteration: int, batches: Sequence[Any]) -> tuple[dict[str, Tensor], bool]:
         """One iteration: figures, and whether the networks stepped."""
@@ -115,10 +117,12 @@ class Trainer:
                 budget.count(stepped, iteration, self.folder)
                 done = iteration + 1
                 shown = {}
-                if done % self.log_every == 0 or done == total:
+                late = done % self.log_every
+                if late < self.task.log_span or done == total:
                     row = self.task.summary(self._over_ranks(figures))
                     shown = {name[5:]: value for name, value in row.items() if "loss/" in name}
-                    log.row(done, row | meter.read() | {"skipped": budget.skipped})
+                    rates = meter.read() if not late or done == total else {}
+                    log.row(done, row | rates | {"skipped": budget.skipped})
                 bar.advance(1, **shown)
                 if self.ranks.first and self.sample_every and done % self.sample_every == 0:
                     self.task.sample(done, self.folder / "samples")

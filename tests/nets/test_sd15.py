@@ -178,6 +178,14 @@ def test_one_logit_per_feature_map() -> None:
     assert MultiHead([VectorHead(5, 8)])([torch.randn(3, 5)]).shape == (3, 1)
 
 
+def test_heads_alone_learn_from_channels_last_features() -> None:
+    """As the discriminator's own loss trains them, on features without gradient."""
+    head = ConvHead(8, 8)
+    features = torch.randn(3, 8, 4, 4).to(memory_format=torch.channels_last)
+    MultiHead([head])([features]).sum().backward()
+    assert all(parameter.grad is not None for parameter in head.parameters())
+
+
 def test_bf16_heads_give_float32_logits() -> None:
     features = [torch.randn(3, 8, 4, 4)]
     torch.manual_seed(0)

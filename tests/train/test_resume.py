@@ -80,6 +80,16 @@ def test_the_state_is_complete(finished: Path) -> None:
     assert (finished / "checkpoints" / "step-0000006" / "recipe.yaml").read_text() == recipe
 
 
+def test_every_network_is_told_of_when_they_take_turns(tmp_path: Path, world: World) -> None:
+    """Rows at multiples of k alone would be the student's, run after run."""
+    fields = recipe_fields(world, alternation="exclusive", log={"every": 4})
+    assert main(["distill", str(write_recipe(tmp_path, fields))]) == 0
+    rows = metrics_of(tmp_path / "run")
+    assert list(rows) == [4, 5, 6]
+    assert "loss/gap" in rows[4]
+    assert "loss/fake" in rows[5]
+
+
 def test_metrics_of_every_step(finished: Path) -> None:
     rows = metrics_of(finished)
     assert list(rows) == [1, 2, 3, 4, 5, 6]

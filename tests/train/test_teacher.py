@@ -12,7 +12,14 @@ from transformers import CLIPTokenizer
 
 from stack.nets.text import tokenize
 from stack.nets.vae import Autoencoder, from_uint8
-from stack.train.pretrain import END, START, LatentCache, new_tokenizer, new_vae
+from stack.train.pretrain import (
+    END,
+    START,
+    LatentCache,
+    new_text_encoder,
+    new_tokenizer,
+    new_vae,
+)
 
 TIES = [" ".join(word) for word in permutations(["nine", "vine", "zone", "seen", "neon"])]
 """Every pair of letters many times over, equally often."""
@@ -96,3 +103,14 @@ def test_what_is_cached_is_not_encoded_again() -> None:
         latents(keys[::-1], images)
     assert (small.vae.calls, large.vae.calls) == (2, 1)
     assert small.known == {}
+
+
+def test_an_untrained_text_encoder_tells_words_apart() -> None:
+    """Half of a state's variance or more is the word's, so that a UNet can learn from it."""
+    captions = ["nine vine", "vine nine", "zone seen", "seen neon"]
+    text = new_text_encoder(new_tokenizer(TIES, 600), width=32, layers=1, heads=2)
+    ids, _ = text.tokenize(captions)
+    with torch.no_grad():
+        first_words = text(ids)[:, 1]
+    assert ids[:, 1].unique().numel() == 4
+    assert first_words.var(0).mean() > 0.5 * first_words.var()
