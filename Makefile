@@ -4,6 +4,8 @@ PYTHON ?= python3
 SEED ?= 0
 ROOT := $(patsubst %/,%,$(dir $(lastword $(MAKEFILE_LIST))))
 VENV ?= $(ROOT)/.venv
+# Bytecode is written at first import: sooner than compiling every file while installing.
+unexport PYTHONDONTWRITEBYTECODE
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 STACK := $(BIN)/python -m stack

@@ -37,9 +37,10 @@ class TextEncoder(nn.Module):
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> tuple[Tensor, int]:
     """(B, 77) int64 ids padded as SD pads, and how many captions were cut."""
     length = tokenizer.model_max_length
-    ids = tokenizer(captions, padding="max_length", max_length=length, truncation=True).input_ids
-    whole = tokenizer(captions, truncation=False, verbose=False).input_ids
-    return torch.tensor(ids), sum(len(row) > length for row in whole)
+    cut = tokenizer(captions, padding="max_length", max_length=length, truncation=True)
+    full = [text for text, mask in zip(captions, cut.attention_mask, strict=True) if all(mask)]
+    whole = tokenizer(full, truncation=False, verbose=False).input_ids if full else []
+    return torch.tensor(cut.input_ids), sum(len(row) > length for row in whole)
 
 
 def load_tokenizer(folder: str | Path) -> CLIPTokenizer:

@@ -18,6 +18,9 @@ from stack.nets.text import TextEncoder
 from stack.nets.vae import Autoencoder, to_uint8
 from stack.util import keyed
 
+_DECODED = 32
+"""Latents that go through the autoencoder at once."""
+
 
 @dataclass(frozen=True)
 class TextToImage:
@@ -59,7 +62,9 @@ class TextToImage:
     @torch.inference_mode()
     def images(self, ids: Tensor, noise: Tensor) -> Tensor:
         """uint8 pictures (B, 3, H, W)."""
-        return to_uint8(self.vae.decode(self.latents(ids, noise) / self.vae.scale))
+        latents = self.latents(ids, noise) / self.vae.scale
+        # Full-size feature maps are the largest tensors there are: a few at a time.
+        return torch.cat([to_uint8(self.vae.decode(part)) for part in latents.split(_DECODED)])
 
     def noise(self, seed: int, indices: Tensor) -> Tensor:
         """Unit noise (B, 4, h, w) of pictures ``indices`` (B,)."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from torch import Tensor
 
 from stack.config.schema import PretrainRecipe
 from stack.data.batch import BatchLoader
@@ -36,6 +39,10 @@ from stack.util.errors import UserError
 
 _SCALE_SAMPLES = 1024
 """Pictures whose latents' standard deviation becomes the scaling factor."""
+_CACHED_SAMPLES = 1 << 16
+"""Most samples whose latents are kept in memory while training: at 64x64, 4 GB of them."""
+_ENCODED = 256
+"""Pictures that go through the autoencoder at once."""
 
 
 @dataclass
@@ -95,10 +102,13 @@ def build_unet(
         "unet", module, ranks, total=config.iterations, **config.optim.model_dump()
     )
     parts = TeacherParts(denoiser, text, vae, EMA(module, config.ema))
+    latents = LatentCache(vae)
+    if sum(manifest.samples for manifest in stream.manifests.values()) <= _CACHED_SAMPLES:
+        latents.fill(_pictures(stream, device))
     task = UnetTask(
         denoiser,
         text,
-        LatentCache(vae),
+        latents,
         weights,
         parts.average,
         seed=recipe.seed,
@@ -151,6 +161,17 @@ def _resolution(stream: ShardStream) -> int:
         folders = ", ".join(map(str, stream.manifests))
         raise UserError(f"{folders}: resolution: pictures must be squares of one size")
     return side
+
+
+def _pictures(stream: ShardStream, device: torch.device) -> Iterator[tuple[list[str], Tensor]]:
+    """Keys and pictures of every sample once, in an order that is always the same."""
+    for folder, manifest in stream.manifests.items():
+        every = ShardStream([folder], global_batch=1, lanes=1, seed=0, window=1)
+        samples = iter(BatchLoader(every, ("image",)))
+        for first in range(0, manifest.samples, _ENCODED):
+            rows = list(islice(samples, min(_ENCODED, manifest.samples - first)))
+            images = torch.cat([row["image"] for row in rows])
+            yield [key for row in rows for key in row["key"]], images.to(device)
 
 
 @torch.no_grad()

@@ -182,23 +182,33 @@ class VaeTask:
 
 
 class LatentCache:
-    """Scaled latents by sample key, encoded at first sight; up to ``limit`` samples."""
+    """Scaled latents by sample key, of what :meth:`fill` was given; other samples are encoded
+    whenever they come."""
 
-    def __init__(self, vae: Autoencoder, *, limit: int = 1 << 20) -> None:
-        self.vae, self.limit = vae, limit
+    def __init__(self, vae: Autoencoder) -> None:
+        self.vae = vae
         self.known: dict[str, Tensor] = {}
 
-    @torch.no_grad()
+    def fill(self, pictures: Iterable[tuple[list[str], Tensor]]) -> None:
+        """Encode pictures, uint8 (B, 3, H, W), in the batches they come in: last bits depend on
+        these, and must be those of every start of a run. Keys that repeat are not cached."""
+        repeated = set()
+        for keys, images in pictures:
+            repeated |= self.known.keys() & keys
+            self.known |= dict(zip(keys, self._encode(images), strict=True))
+        for key in repeated:
+            del self.known[key]
+
     def __call__(self, keys: list[str], images: Tensor) -> Tensor:
         """(B, 4, h, w) latents of uint8 pictures (B, 3, H, W)."""
         if all(key in self.known for key in keys):
             return torch.stack([self.known[key] for key in keys])
-        # The whole batch, not its new samples alone, and in the layout of a stack: last bits, here
-        # and in the UNet, depend on both, and a resumed run has another cache.
-        latents = (self.vae.encode_mean(from_uint8(images)) * self.vae.scale).contiguous()
-        if len(self.known) + len(keys) <= self.limit:
-            self.known |= dict(zip(keys, latents, strict=True))
-        return latents
+        return self._encode(images)
+
+    @torch.no_grad()
+    def _encode(self, images: Tensor) -> Tensor:
+        # In the layout of a stack: the UNet's last bits depend on that, too.
+        return (self.vae.encode_mean(from_uint8(images)) * self.vae.scale).contiguous()
 
 
 class UnetTask:

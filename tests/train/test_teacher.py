@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import permutations
 from pathlib import Path
 
+import pytest
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
@@ -72,37 +73,36 @@ class CountingVae(Autoencoder):
         return super().encode_mean(images)
 
 
-def cache(limit: int = 99) -> LatentCache:
+def cache() -> LatentCache:
     torch.manual_seed(0)
     vae: AutoencoderKL = new_vae(16, channels=(8, 8), layers=1, groups=4)
     vae.register_to_config(scaling_factor=0.5)
-    return LatentCache(CountingVae(vae).eval(), limit=limit)
+    return LatentCache(CountingVae(vae).eval())
 
 
-def test_cached_latents_are_those_of_a_run_without_a_cache() -> None:
-    """Whatever was seen before, bit for bit: a resumed run begins with an empty cache."""
-    images = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8)
-    keys = [str(number) for number in range(40)]
-    used = cache()
-    batches = [range(8), range(8, 16), range(5, 13), range(15, 23), range(22, 30), range(8)]
-    for rows in batches:
-        chosen = list(rows)
-        found = used([keys[i] for i in chosen], images[chosen])
-        assert torch.equal(found, cache()([keys[i] for i in chosen], images[chosen]))
-        with torch.no_grad():
-            expected = used.vae.encode_mean(from_uint8(images[chosen])) * 0.5
-        assert torch.equal(found, expected)
-        assert found.is_contiguous(), "the UNet's rounding depends on the layout"
+def pictures(*names: str) -> tuple[list[str], Tensor]:
+    images = [torch.full((3, 16, 16), ord(name), dtype=torch.uint8) for name in names]
+    return list(names), torch.stack(images)
 
 
-def test_what_is_cached_is_not_encoded_again() -> None:
-    images, keys = torch.zeros(4, 3, 16, 16, dtype=torch.uint8), ["a", "b", "c", "d"]
-    small, large = cache(limit=3), cache(limit=4)
-    for latents in (small, large):
-        latents(keys, images)
-        latents(keys[::-1], images)
-    assert (small.vae.calls, large.vae.calls) == (2, 1)
-    assert small.known == {}
+@pytest.mark.parametrize("wanted", ["ba", "cab", "dcba", "ae"])
+def test_latents_are_the_pictures_wherever_they_come_from(wanted: str) -> None:
+    latents = cache()
+    latents.fill([pictures(*"abc"), pictures("d")])
+    keys, images = pictures(*wanted)
+    found = latents(keys, images)
+    assert latents.vae.calls == (3 if "e" in wanted else 2)
+    with torch.no_grad():
+        expected = latents.vae.encode_mean(from_uint8(images)) * 0.5
+    torch.testing.assert_close(found, expected)
+    assert found.is_contiguous(), "the UNet's rounding depends on the layout"
+
+
+def test_pictures_of_one_key_are_not_mistaken_for_each_other() -> None:
+    """Two folders may name their samples alike."""
+    latents = cache()
+    latents.fill([(["a", "b"], pictures(*"ab")[1]), (["a"], pictures("z")[1])])
+    assert latents.known.keys() == {"b"}
 
 
 def test_an_untrained_text_encoder_tells_words_apart() -> None:
