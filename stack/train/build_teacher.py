@@ -167,7 +167,7 @@ def _pictures(stream: ShardStream, device: torch.device) -> Iterator[tuple[list[
     """Keys and pictures of every sample once, in an order that is always the same."""
     for folder, manifest in stream.manifests.items():
         every = ShardStream([folder], global_batch=1, lanes=1, seed=0, window=1)
-        samples = iter(BatchLoader(every, ("image",)))
+        samples = iter(BatchLoader(every, ("image", "key")))
         for first in range(0, manifest.samples, _ENCODED):
             rows = list(islice(samples, min(_ENCODED, manifest.samples - first)))
             images = torch.cat([row["image"] for row in rows])

@@ -54,8 +54,9 @@ def test_x0_is_that_of_the_stock_unet_bit_for_bit(layout: str, parameterization:
     make, size = LAYOUTS[layout]
     unet = make()
     x_t, t, c = inputs(size=size)
+    denoiser = SDDenoiser(unet, SCHEDULE, parameterization)
     stock = unet(x_t, t, c).sample
-    x0 = SDDenoiser(unet, SCHEDULE, parameterization)(x_t, t, c)
+    x0 = denoiser(x_t, t, c)
     assert x0.dtype == torch.float32
     assert torch.equal(x0, predict_x0(stock, x_t, t, SCHEDULE, parameterization))
 
