@@ -35,6 +35,7 @@ drill: $(VENV)/core  ## the demo's bars for three seeds, half an hour; by hand
 		mkdir -p drill/seed-$$seed; \
 		$(MAKE) -C drill/seed-$$seed -f $(abspath $(ROOT))/Makefile demo SEED=$$seed; \
 	done
+	$(BIN)/python $(ROOT)/tests/drill.py drill/seed-*
 
 test: $(VENV)/all  ## the quick suite
 	$(BIN)/pytest

@@ -32,9 +32,10 @@ def captions(shards: Path, out: Path, *, tokenizer: Path, overwrite: bool = Fals
         raise UserError(f"{shards}: txt: not every sample has a caption")
     digest = tokenizer_hash(tokenizer)
     origin = {"verb": "captions", "source": before.fingerprint, "tokenizer": digest}
+    convert = _converter(tokenizer)  # Before anything there is overwritten.
     folder = output_for(shards, out, origin, overwrite=overwrite)
     known = {"tokenizer": TokenizerInfo(hash=digest)}
-    return transform("captions", shards, folder, _converter(tokenizer), **known)
+    return transform("captions", shards, folder, convert, **known)
 
 
 def clean(text: str) -> str:

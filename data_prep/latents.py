@@ -48,8 +48,8 @@ def latents(
         "vae": digest,
         "drop_images": drop_images,
     }
+    model = _on_device(load_vae(vae), device)  # Before anything there is overwritten.
     folder = output_for(shards, out, origin, overwrite=overwrite)
-    model = _on_device(load_vae(vae), device)
     convert = _converter(model, torch.device(device), batch_size, drop_images)
     known = {"vae": VaeInfo(hash=digest, scale=model.scale)}
     return transform("latents", shards, folder, convert, **known)

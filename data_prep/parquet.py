@@ -74,6 +74,9 @@ def _read(parquet: Path) -> pa.Table:
             raise UserError(f"{parquet}: {column}: no such column ({table.column_names})")
     if not pa.types.is_binary(table.schema.field("image").type):
         raise UserError(f"{parquet}: image: must be bytes of image files")
+    kind = table.schema.field("text").type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise UserError(f"{parquet}: text: must be strings, not {kind}")
     if not len(table):
         raise UserError(f"{parquet}: holds no rows")
     return table

@@ -20,8 +20,8 @@ EXIT_STOPPED = 85
 EXIT_INTERRUPTED = 130
 """Ctrl-C where there was nothing to save; what a shell reports for SIGINT."""
 
-_DENIED = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS)
-"""What the user's disk refuses; any other OSError is a bug."""
+_DENIED = (errno.EACCES, errno.EDQUOT, errno.EISDIR, errno.ENOSPC, errno.EPERM, errno.EROFS)
+"""What the user's disk or folders refuse; any other OSError is a bug."""
 
 _ABOUT = """\
 f-distill: a one-step student from a many-step diffusion teacher

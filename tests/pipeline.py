@@ -63,11 +63,19 @@ def make_world(root: Path) -> World:
 
 
 def caption(number: int) -> str:
-    return f"a {COLOURS[number % 3]} {DIGITS[number % 4]}"
+    """Every fifth leaves the digit open."""
+    return f"a {COLOURS[number % 3]} {'digit' if number % 5 == 4 else DIGITS[number % 4]}"
+
+
+def attributes(number: int, text: str) -> dict[str, Any]:
+    """What `data_prep digits` notes beside a picture."""
+    values = {"colour": COLOURS[number % 3], "digit": DIGITS[number % 4]}
+    states = [name for name, value in values.items() if value in text.split()]
+    return {**values, "scan": number, "states": states}
 
 
 def make_shards(folder: Path) -> None:
-    """SAMPLES noisy pictures with captions."""
+    """SAMPLES noisy pictures with captions and attributes."""
     out = ShardFolder(folder, {"test": SAMPLES})
     rng = np.random.default_rng(0)
     for first in range(0, SAMPLES, SHARD):
@@ -76,7 +84,9 @@ def make_shards(folder: Path) -> None:
             png = io.BytesIO()
             pixels = rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
             Image.fromarray(pixels).save(png, "png")
-            fields = {"png": png.getvalue(), "txt": caption(number).encode()}
+            text = caption(number)
+            fields = {"png": png.getvalue(), "txt": text.encode()}
+            fields["json"] = json.dumps(attributes(number, text)).encode()
             rows.append((f"{number:06d}", fields))
         tally = Tally(sizes=Counter({f"{SIDE}x{SIDE}": len(rows)}))
         out.write(f"{first // SHARD:06d}.tar", rows, tally)

@@ -85,4 +85,4 @@ class PlainWeights:
 
 def flat(module: nn.Module) -> Tensor:
     """A copy of all parameters in one vector."""
-    return nn.utils.parameters_to_vector(module.parameters()).detach().clone()
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])

@@ -39,6 +39,7 @@ def save(
     *,
     recipe: str,
     code_hash: str,
+    world_size: int,
     keep_last: int,
 ) -> Path:
     """Write and commit a checkpoint, then remove older ones.
@@ -47,6 +48,7 @@ def save(
         root: the run's checkpoints/ folder.
         tensors: everything that is a tensor, by unique name.
         state: everything else, as JSON.
+        world_size: ranks that trained.
         keep_last: newest checkpoints kept, this one included; older ones go once it is
             committed. Later ones, which a resume has passed over as damaged, do not count.
 
@@ -68,7 +70,7 @@ def save(
             _fsync(file)
         write_json(
             staging / COMMIT,
-            {"step": step, "world_size": 1, "code": code_hash, "files": listing},
+            {"step": step, "world_size": world_size, "code": code_hash, "files": listing},
         )
         if final.exists():
             trash(final)

@@ -26,7 +26,7 @@ class VaeModel(Section):
     groups: Positive = 8
     """Of group normalisation."""
     kl_weight: Weight = 1e-4
-    """Weight of the KL term per latent element against the mean absolute error."""
+    """Weight of the KL term per latent element against the mean squared error."""
     iterations: Positive
     """Training steps."""
     batch: Positive
@@ -100,3 +100,12 @@ class PretrainRecipe(Recipe):
     vae: VaeModel
     text: TextModel
     unet: UnetModel
+
+    @model_validator(mode="after")
+    def _one_micro_batch(self) -> PretrainRecipe:
+        if self.parallel.accumulation > 1:
+            raise ValueError(
+                f"parallel.accumulation: {self.parallel.accumulation}, but pretraining has no "
+                "micro-batches; lower vae.batch and unet.batch"
+            )
+        return self

@@ -136,9 +136,15 @@ class BatchLoader:
                 raise item
             batch, damage = item
             self.stream.report(damage)
+            if batch.get("truncated") and not self.truncated:
+                log.warning("captions longer than the tokenizer's limit are cut and counted")
             self.truncated += batch.get("truncated", 0)
             self.stream.step += 1
             yield {name: batch[name] for name in self.fields}
+
+    def counts(self) -> dict[str, int]:
+        """Damaged samples that were replaced and captions that were cut, since the start."""
+        return {"bad_samples": self.stream.bad_samples, "truncated_captions": self.truncated}
 
     def state_dict(self) -> dict[str, Any]:
         """The stream's place, counted in batches that were handed out."""

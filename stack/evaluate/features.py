@@ -151,7 +151,7 @@ def train_judge(
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        judge = Judge(names, size=images.shape[-1], fingerprint=_fingerprint(images, labels))
+        judge = Judge(names, size=images.shape[-1], fingerprint=fingerprint(images, labels))
     optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, _LEARNING_RATE, total_steps=steps, pct_start=0.1
@@ -252,7 +252,7 @@ def _jitter(images: Tensor, generator: torch.Generator) -> Tensor:
     return moved + 8 * torch.randn(moved.shape, generator=generator)
 
 
-def _fingerprint(images: Tensor, labels: Mapping[str, Tensor]) -> str:
+def fingerprint(images: Tensor, labels: Mapping[str, Tensor]) -> str:
     """SHA-256 of pictures and labels, in hex."""
     digest = hashlib.sha256(images.contiguous().numpy().data)
     for name in sorted(labels):

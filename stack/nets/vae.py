@@ -14,7 +14,7 @@ from stack.util.files import sha256_file
 
 
 class Autoencoder(nn.Module):
-    """AutoencoderKL; latents are posterior means, unscaled (DESIGN: ``latent.npy``)."""
+    """AutoencoderKL; latents are posterior means, unscaled, as in ``latent.npy``."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()

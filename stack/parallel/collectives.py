@@ -80,8 +80,9 @@ def ranks_of(backend: str, *, timeout: float = 600.0) -> Iterator[Ranks]:
             f"parallel.backend: none is one process, but the launcher started {world_size}; "
             "set parallel.backend=ddp"
         )
-    kind = "nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(kind, timeout=timedelta(seconds=timeout))
+    # Both, where there are GPUs: flags and Python objects are gathered on the CPU.
+    kinds = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(kinds, timeout=timedelta(seconds=timeout))
     try:
         yield Ranks(dist.get_rank(), world_size)
     finally:

@@ -51,7 +51,11 @@ def _start(
     return [
         subprocess.Popen(
             command,
-            env=os.environ | {key: str(value) for key, value in (common | {"RANK": rank}).items()},
+            env=os.environ
+            | {
+                key: str(value)
+                for key, value in (common | {"RANK": rank, "LOCAL_RANK": rank}).items()
+            },
             stdout=output,
             stderr=output,
             preexec_fn=_die_with_parent,

@@ -5,6 +5,7 @@ The noise of a picture is keyed by its index, so it does not depend on the batch
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from stack.nets.sd15 import SDDenoiser
 from stack.nets.text import TextEncoder
 from stack.nets.vae import Autoencoder, to_uint8
 from stack.util import keyed
+
+log = logging.getLogger(__name__)
 
 _DECODED = 32
 """Latents that go through the autoencoder at once."""
@@ -91,11 +94,14 @@ def generate(
         on_batch: called with the number of pictures after every batch.
     """
     device = next(model.denoiser.parameters()).device
-    pictures = []
+    pictures, cut = [], 0
     for start in range(0, len(captions), batch):
         part = captions[start : start + batch]
         indices = torch.arange(first + start, first + start + len(part), device=device)
-        ids = model.text.tokenize(part)[0].to(device)
-        pictures.append(model.images(ids, model.noise(seed, indices)).cpu())
+        ids, longer = model.text.tokenize(part)
+        cut += longer
+        pictures.append(model.images(ids.to(device), model.noise(seed, indices)).cpu())
         on_batch(len(part))
+    if cut:
+        log.warning("%d captions are longer than %d tokens and were cut", cut, ids.shape[1])
     return torch.cat(pictures)

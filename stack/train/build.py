@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -57,7 +59,15 @@ class Job:
 def device_of(name: str) -> torch.device:
     """The device a recipe names."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        local, present = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if local >= present:
+            raise UserError(
+                f"device: auto: no GPU for rank {local} of this machine, which has {present}; "
+                "start fewer processes, or set device=cpu"
+            )
+        return torch.device("cuda", local)
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
@@ -85,6 +95,12 @@ def stream_of(
 def build_distill(recipe: DistillRecipe, ranks: Ranks = ALONE) -> Job:
     """Everything ``stack distill`` trains."""
     torch.manual_seed(recipe.seed)
+    parts = ranks.world_size * recipe.parallel.accumulation
+    if recipe.batch_size % parts:
+        raise UserError(
+            f"parallel.accumulation: {ranks.world_size} ranks of {recipe.parallel.accumulation} "
+            f"micro-batches do not divide the global batch {recipe.batch_size}"
+        )
     builders = {"sd": _build_sd, "mixture2d": _build_mixture}
     return builders[recipe.teacher.kind](recipe, device_of(recipe.device), ranks)
 
@@ -108,6 +124,12 @@ def assemble(
         adam_weights("heads", heads, ranks, total=critic_steps, **optim.heads.model_dump()),
     ]
     average = EMA(student, recipe.ema) if recipe.ema else None
+    for name, (_, last) in recipe.times.model_dump().items():
+        if last >= teacher.schedule.steps:
+            raise UserError(
+                f"times.{name}: ends at {last}, but the teacher's last time is "
+                f"{teacher.schedule.steps - 1}"
+            )
     score_times = UniformTimes(*recipe.times.score)
     edges = score_times.log_snr_edges(teacher.schedule, recipe.ratio.bins)
     ratio = RatioWeight(
@@ -166,6 +188,7 @@ def _build_sd(recipe: DistillRecipe, device: torch.device, ranks: Ranks) -> Job:
 
     stream = stream_of(recipe.data, recipe.seed, ranks=ranks)
     _check_makers(stream, folder)
+    _check_size(stream, vae.factor, teacher.unet.config.sample_size)
     loader = BatchLoader(
         stream,
         ("latent", "tokens"),
@@ -212,17 +235,25 @@ def _build_mixture(recipe: DistillRecipe, device: torch.device, ranks: Ranks) ->
         accumulation=recipe.parallel.accumulation,
     )
 
+    shown = torch.arange(_DRAWN_POINTS, device=device)
+    z = keyed.normal((2,), seed=recipe.seed, iteration=0, role="sample", positions=shown)
+    stages: dict[int, np.ndarray] = {}
+
     @torch.no_grad()
+    def points() -> np.ndarray:
+        last = torch.full_like(shown, schedule.steps - 1)
+        return student(z, last, z[:, :0]).cpu().numpy()
+
+    stages[0] = points()
+
     def draw(iteration: int, out: Path) -> None:
+        """From the start to here, beside the data; a resumed run draws what it has seen."""
         from stack.report.figures import scatter_modes
 
-        shown = torch.arange(_DRAWN_POINTS, device=device)
-        z = keyed.normal((2,), seed=recipe.seed, iteration=0, role="sample", positions=shown)
-        points = student(z, shown, z[:, :0]).cpu().numpy()
-        path = out / f"student-{iteration:07d}.png"
-        rows = {recipe.divergence: {iteration: points}}
-        reach = _REACH * given.std
-        scatter_modes(path, data(0, shown).cpu().numpy(), rows, centres.numpy(), reach=reach)
+        stages[iteration] = points()
+        real, reach = data(0, shown).cpu().numpy(), _REACH * given.std
+        rows = {recipe.divergence: stages}
+        scatter_modes(out / "modes.png", real, rows, centres.numpy(), reach=reach)
 
     return Job(assemble(recipe, ranks, student, fake, teacher, heads, draw), source)
 
@@ -233,6 +264,16 @@ def prompts_of(recipe: DistillRecipe) -> list[str]:
         return recipe.log.prompts
     batch = next(iter(BatchLoader(stream_of(recipe.data, recipe.seed), ("text",))))
     return list(dict.fromkeys(batch["text"]))[:10]
+
+
+def _check_size(stream: ShardStream, factor: int, size: int) -> None:
+    """Refuse latents of another size than the UNet's own."""
+    for folder, manifest in stream.manifests.items():
+        if manifest.resolution and manifest.resolution != size * factor:
+            raise UserError(
+                f"{folder}/manifest.json: resolution: {manifest.resolution}, but the teacher's is "
+                f"{size * factor}; prepare shards of that size"
+            )
 
 
 def _check_makers(stream: ShardStream, teacher: Path) -> None:

@@ -37,7 +37,9 @@ def student_unet(run: Path, recipe: DistillRecipe, teacher: Path) -> UNet2DCondi
     Raises:
         UserError: the run has no whole checkpoint yet.
     """
-    folder, _ = verify.latest(run / "checkpoints")
+    folder, skipped = verify.latest(run / "checkpoints")
+    for reason in skipped:
+        print(f"skipped checkpoint {reason}")
     if folder is None:
         raise UserError(f"{run}: checkpoints/: none yet; run stack distill first")
     name = "ema" if recipe.ema else "student"

@@ -137,6 +137,7 @@ def save_teacher(parts: TeacherParts, out: Path) -> None:
         prediction_type="v_prediction",
     )
     staging = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
     with parts.average.applied():
         StableDiffusionPipeline(
             vae=parts.vae.vae,

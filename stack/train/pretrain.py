@@ -132,7 +132,7 @@ def new_text_encoder(
 
 
 class VaeTask:
-    """Mean absolute error of the reconstruction, and a small KL term."""
+    """Mean squared error of the reconstruction, and a small KL term."""
 
     name, log_span = "vae", 1
 

@@ -48,6 +48,9 @@ class LatentSource:
         )
         return micro_batches(batch, self.accumulation)
 
+    def counts(self) -> dict[str, int]:
+        return self.loader.counts()
+
     def state_dict(self) -> dict[str, Any]:
         return self.loader.state_dict()
 
@@ -78,6 +81,9 @@ class KeyedSource:
         nothing = torch.zeros(len(x0), 0, device=x0.device)
         return micro_batches(Batch(self.positions, x0, nothing, nothing), self.accumulation)
 
+    def counts(self) -> dict[str, int]:
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         return {"iteration": self.iteration}
 
@@ -94,6 +100,9 @@ class RawSource:
 
     def take(self) -> Sequence[dict[str, Any]]:
         return [next(self.batches)]
+
+    def counts(self) -> dict[str, int]:
+        return self.loader.counts()
 
     def state_dict(self) -> dict[str, Any]:
         return self.loader.state_dict()

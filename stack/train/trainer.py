@@ -55,6 +55,9 @@ class Source(Protocol):
     def take(self) -> Sequence[Any]:
         """This rank's micro-batches of the next iteration."""
 
+    def counts(self) -> dict[str, int]:
+        """What the log should know of this rank's samples so far, such as damaged ones."""
+
     def state_dict(self) -> dict[str, Any]:
         """Position, counting delivered batches."""
 
@@ -122,7 +125,8 @@ class Trainer:
                     row = self.task.summary(self._over_ranks(figures))
                     shown = {name[5:]: value for name, value in row.items() if "loss/" in name}
                     rates = meter.read() if not late or done == total else {}
-                    log.row(done, row | rates | {"skipped": budget.skipped})
+                    told = row | rates | self.source.counts()
+                    log.row(done, told | {"skipped": budget.skipped})
                 bar.advance(1, **shown)
                 if self.ranks.first and self.sample_every and done % self.sample_every == 0:
                     self.task.sample(done, self.folder / "samples")
@@ -180,6 +184,7 @@ class Trainer:
             state,
             recipe=self.recipe_text,
             code_hash=self.code_hash,
+            world_size=self.ranks.world_size,
             keep_last=self.keep_last,
         )
 

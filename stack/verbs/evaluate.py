@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,6 +16,7 @@ from stack.evaluate.attributes import Labelled, choose_prompts, distance, figure
 from stack.evaluate.features import (
     Judge,
     extract,
+    fingerprint,
     hold_out,
     load_judge,
     save_judge,
@@ -26,9 +26,11 @@ from stack.evaluate.latency import device_name
 from stack.parallel.collectives import Ranks, ranks_of
 from stack.sample.generate import TextToImage, generate
 from stack.train.build_pictures import teacher_and_student
+from stack.util.errors import UserError
 from stack.util.files import write_json
 from stack.util.progress import progress
 
+_FEWEST = 10
 _HELD_OUT = 0.2
 """Share of the scans that the judge is tested on."""
 _ROWS = (
@@ -51,7 +53,11 @@ def evaluate(
     with ranks_of(recipe.parallel.backend) as ranks:
         data = read_labelled(recipe.data.folders)
         wanted = recipe.evaluation
-        rows = choose_prompts(data, samples or wanted.samples, wanted.ambiguous, seed)
+        samples = samples or wanted.samples
+        if samples < _FEWEST:
+            raise UserError(f"--samples: {samples}: at least {_FEWEST}, for recall's neighbours")
+        vague = wanted.ambiguous * samples // wanted.samples
+        rows = choose_prompts(data, samples, vague, seed)
         captions = [data.captions[row] for row in rows.tolist()]
         made = {
             name: _pictures(name, model, captions, seed, wanted.batch, ranks)
@@ -59,7 +65,7 @@ def evaluate(
         }
         if not ranks.first:
             return
-        judge = _judge(Path(wanted.judge or run.parent / "judge.safetensors"), data)
+        judge = load_judge(wanted.judge) if wanted.judge else _own_judge(run.parent, data)
         real = extract(judge, data.images)
         result: dict[str, Any] = {
             name: {"nfe": model.nfe, "images_per_second": made[name][1]}
@@ -91,23 +97,27 @@ def _pictures(
     block = -(-len(captions) // ranks.world_size)
     first = ranks.rank * block
     own = captions[first : first + block]
-    marks = [time.perf_counter()]
+    start, rates = time.perf_counter(), []
     with progress(f"evaluate {name}", total=len(own)) as bar:
 
         def on_batch(count: int) -> None:
-            marks.append(time.perf_counter())
+            nonlocal start
+            start, before = time.perf_counter(), start
+            rates.append(count / (start - before))
             bar.advance(count)
 
         images = generate(model, own, seed=seed, batch=batch, first=first, on_batch=on_batch)
-    rate = min(batch, len(own)) / median(after - before for before, after in pairwise(marks))
-    parts = ranks.gather((images, rate))
+    parts = ranks.gather((images, median(rates)))
     return torch.cat([part for part, _ in parts]), sum(rate for _, rate in parts)
 
 
-def _judge(path: Path, data: Labelled) -> Judge:
-    """The classifier in a file, trained first if it is missing."""
+def _own_judge(folder: Path, data: Labelled) -> Judge:
+    """The classifier that the runs of a folder share; trained if none of these data is there."""
+    path = folder / "judge.safetensors"
     if path.exists():
-        return load_judge(path)
+        judge = load_judge(path)
+        if judge.fingerprint == fingerprint(data.images, data.labels):
+            return judge
     print(f"training the judge of pictures, {path}")
     judge, _ = train_judge(
         data.images,

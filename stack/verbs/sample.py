@@ -19,6 +19,9 @@ def sample(run: Path, *, prompts: Sequence[str] | None, seed: int, out: Path | N
     """Write a grid, same prompts and noise: a row of the teacher above one of the student."""
     if out and out.suffix != ".png":
         raise UserError(f"command line: --out: {out} does not end in .png")
+    for path in (out, out.with_suffix(".json")) if out else ():
+        if path.exists():
+            raise UserError(f"command line: --out: {path} exists already; name another")
     recipe, teacher, student = teacher_and_student(run)
     captions = list(prompts or prompts_of(recipe))
     models = (teacher, student)

@@ -15,7 +15,7 @@ def save(root: Path, step: int, tensors: dict[str, Tensor] | None = None, keep: 
     tensors = {"a": torch.full((50_000,), float(step))} if tensors is None else tensors
     state = {"iteration": step, "nested": {"list": [1, "two", None]}}
     return commit.save(
-        root, step, tensors, state, recipe="name: x\n", code_hash="c0", keep_last=keep
+        root, step, tensors, state, recipe="name: x\n", code_hash="c0", world_size=1, keep_last=keep
     )
 
 

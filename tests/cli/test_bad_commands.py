@@ -33,6 +33,16 @@ RECIPES: list[tuple[str, list[str], str]] = [
     ),
     (
         "distill",
+        ["parallel.accumulation=3"],
+        "{recipe}: parallel.accumulation: 1 ranks of 3 micro-batches do not divide",
+    ),
+    (
+        "distill",
+        ["times.score=[20, 1200]"],
+        "{recipe}: times.score: ends at 1200, but the teacher's last time is 999",
+    ),
+    (
+        "distill",
         ["data.global_batch=53"],
         "{recipe}: global_batch: source 0 has 52 samples, fewer than",
     ),

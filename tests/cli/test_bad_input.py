@@ -70,6 +70,11 @@ DATA: list[tuple[str, Callable[[Path], Any], str]] = [
         "{data}/manifest.json: fingerprint: does not match its list of shards",
     ),
     (
+        "pictures of another size",
+        lambda data: rewrite(data / "manifest.json", resolution=32),
+        "{data}/manifest.json: resolution: 32, but the teacher's is 16",
+    ),
+    (
         "a manifest that is not JSON",
         lambda data: cut(data / "manifest.json"),
         "{data}/manifest.json: not JSON",

@@ -74,9 +74,9 @@ OVERRIDES = [
     ("distill", "ratio.r_min=30", "ratio.r_min: 30.0 is not below r_max 20.0"),
     ("distill", "global_batch=8", "global_batch: give either this or a data section, and not both"),
     (
-        "distill",
-        "parallel.accumulation=3",
-        "parallel.accumulation: 3 does not divide the global batch 8",
+        "pretrain",
+        "parallel.accumulation=2",
+        "parallel.accumulation: 2, but pretraining has no micro-batches",
     ),
     ("distill", "data.lanes=3", "data.lanes: 3 does not divide the global batch 8"),
     ("distill", "data.weights=[1, 2]", "data.weights: 2 of them for 1 folders"),

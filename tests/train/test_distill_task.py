@@ -14,6 +14,7 @@ from torch import Tensor
 from stack.config.load import load_recipe
 from stack.config.schema import DistillRecipe
 from stack.fdistill.divergence import DIVERGENCES
+from stack.parallel.local import LocalWeights
 from stack.train.build import Job, build_distill
 from stack.train.distill import DistillTask
 from tests.pipeline import World, recipe_fields, write_recipe
@@ -187,3 +188,23 @@ def test_the_seed_is_all_that_chance_depends_on(tmp_path: Path, world: World) ->
         runs.append(iterate(build(tmp_path, recipe_fields(world), f"seed={seed}"), 2))
     assert runs[0] == runs[1]
     assert runs[0] != runs[2]
+
+
+def test_every_trained_network_is_clipped(tmp_path: Path, world: World) -> None:
+    """Not the student alone: the gradients that step are within each network's own limit."""
+    limits = {"student": 1e-3, "fake": 2e-3, "heads": 3e-3}
+    overrides = [f"optim.{name}.clip={limit}" for name, limit in limits.items()]
+    job = build(tmp_path, recipe_fields(world, student_every=1), *overrides)
+    assert isinstance(job.task, DistillTask)
+    found = {}
+    for held in job.task.weights:
+
+        def step(held: LocalWeights = held) -> None:
+            gradients = [p.grad for p in held.module.parameters() if p.grad is not None]
+            found[held.name] = float(torch.cat([g.flatten() for g in gradients]).norm())
+
+        held.step = step
+    figures, _ = job.task.iteration(0, job.source.take())
+    for name, limit in limits.items():
+        assert float(figures[f"grad/{name}"]) > limit
+        assert found[name] == pytest.approx(limit, rel=1e-2)

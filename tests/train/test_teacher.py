@@ -9,16 +9,24 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
+from torch.optim import AdamW
 from transformers import CLIPTokenizer
 
+from stack.nets.ema import EMA
+from stack.nets.sd15 import SDDenoiser
 from stack.nets.text import tokenize
 from stack.nets.vae import Autoencoder, from_uint8
+from stack.parallel.local import LocalWeights
 from stack.train.pretrain import (
     END,
+    SD_SCHEDULE,
     START,
     LatentCache,
+    UnetTask,
+    module_of,
     new_text_encoder,
     new_tokenizer,
+    new_unet,
     new_vae,
 )
 
@@ -114,3 +122,25 @@ def test_an_untrained_text_encoder_tells_words_apart() -> None:
         first_words = text(ids)[:, 1]
     assert ids[:, 1].unique().numel() == 4
     assert first_words.var(0).mean() > 0.5 * first_words.var()
+
+
+def test_caption_dropout_empties_some_captions_and_leaves_the_others() -> None:
+    """By the sample's place in the batch: one empty caption does not empty its neighbours'."""
+    text = new_text_encoder(new_tokenizer(TIES, 600), width=8, layers=1, heads=1)
+    denoiser = SDDenoiser(
+        new_unet(4, 8, channels=[8], attention=[True], layers=1, heads=1, groups=4),
+        SD_SCHEDULE,
+        "v_prediction",
+    )
+    module = module_of(denoiser, text)
+    weights = LocalWeights("unet", module, AdamW(module.parameters()), lr_at=float, max_norm=1.0)
+    latents, average = cache(), EMA(module, 0.9)
+    task = UnetTask(denoiser, text, latents, weights, average, seed=0, total=1, caption_dropout=0.3)
+    ids, _ = text.tokenize(TIES)
+    positions = torch.arange(len(ids))
+    dropped = task._dropout(ids, 0, positions)
+    empty = (dropped == text.null_ids).all(1)
+    assert 0.1 < empty.float().mean() < 0.5
+    assert torch.equal(dropped[~empty], ids[~empty])
+    some = torch.tensor([3, 1, 70])
+    assert torch.equal(task._dropout(ids[some], 0, some), dropped[some])

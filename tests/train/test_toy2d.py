@@ -43,6 +43,14 @@ def coverage(recipe: DistillRecipe, task: DistillTask) -> float:
     return mode_coverage(x, ring(teacher.modes, teacher.radius), teacher.std)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_forward_kl_recovers_the_modes_that_reverse_kl_loses(seed: int) -> None:
+    fkl, rkl = (recipe_of(name, f"seed={seed}") for name in NAMES)
+    assert coverage(rkl, train(rkl)) < 1
+    assert coverage(fkl, train(fkl)) == 1
+
+
 def test_the_two_recipes_differ_in_the_divergence_alone() -> None:
     fkl, rkl = map(recipe_of, NAMES)
     assert {field for field, _, _ in identity_changes(fkl, rkl)} == {"name", "divergence"}

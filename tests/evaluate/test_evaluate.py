@@ -1,0 +1,89 @@
+"""``stack evaluate`` on a run, and the teacher it samples against stock diffusers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+from stack.cli import main
+from stack.evaluate.features import load_judge, save_judge
+from stack.sample.generate import generate
+from stack.train.build_pictures import teacher_and_student
+from tests.cli.refusal import refused
+from tests.pipeline import World, recipe_fields, write_recipe
+
+
+@pytest.fixture(scope="module")
+def run(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluate")
+    fields = recipe_fields(world, iterations=2, evaluation={"teacher_steps": 4, "batch": 16})
+    assert main(["distill", str(write_recipe(folder, fields))]) == 0
+    return folder / "run"
+
+
+def test_a_run_is_measured(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two fifths of the captions leave the digit open, as in the recipe, whatever --samples is."""
+    assert main(["evaluate", str(run), "--samples", "40"]) == 0
+    told = capsys.readouterr().out
+    found = json.loads((run / "evaluation.json").read_text())
+    assert (found["samples"], found["teacher"]["nfe"], found["student"]["nfe"]) == (40, 8, 1)
+    for model in ("teacher", "student"):
+        row = found[model]
+        assert row["frechet_distance"] > 0
+        assert 0 <= row["caption_accuracy"] <= 1
+        assert 0 <= row["mode_tv"] <= 1
+        assert 0 <= row["recall"] <= 1
+        assert row["images_per_second"] > 0
+        assert f"{row['frechet_distance']:.3f}" in told
+    ratio = found["student"]["images_per_second"] / found["teacher"]["images_per_second"]
+    assert found["speedup"] == pytest.approx(ratio)
+    assert found["real_halves_frechet_distance"] > 0
+    lines = [line for line in told.splitlines() if str(run.parent) not in line]
+    assert max(map(len, lines)) <= 80
+    assert main(["report", str(run)]) == 0
+    assert f"{found['student']['frechet_distance']:.3f}" in (run / "report.html").read_text()
+
+
+def test_a_judge_of_other_pictures_is_trained_anew(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = shutil.copytree(run, tmp_path / "run")
+    for message in (True, False):
+        assert main(["evaluate", str(copied), "--samples", "10"]) == 0
+        assert ("training the judge" in capsys.readouterr().out) == message
+    path = tmp_path / "judge.safetensors"
+    judge = load_judge(path)
+    judge.fingerprint = "0" * 64
+    save_judge(judge, path)
+    assert main(["evaluate", str(copied), "--samples", "10"]) == 0
+    assert load_judge(path).fingerprint != judge.fingerprint
+
+
+def test_too_few_samples(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, "evaluate", run, "--samples", "3").startswith("--samples: 3: at least")
+
+
+@torch.no_grad()
+def test_the_teacher_is_the_stock_pipelines(run: Path, world: World) -> None:
+    """DDIM with guidance, rounding included; the last step goes to x0 itself, not to t = 0."""
+    _, teacher, _ = teacher_and_student(run)
+    captions = ["a red zero", "a blue digit", ""]
+    assert teacher.guidance == 1.75
+    ours = generate(teacher, captions, seed=3, batch=2)
+    stock = StableDiffusionPipeline.from_pretrained(world.teacher)
+    whole = DDIMScheduler.from_config(stock.scheduler.config, set_alpha_to_one=True)
+    stock.register_modules(scheduler=whole)
+    stock.set_progress_bar_config(disable=True)
+    theirs = stock(
+        captions,
+        latents=teacher.noise(3, torch.arange(3)),
+        num_inference_steps=4,
+        guidance_scale=1.75,
+        output_type="pt",
+    ).images
+    assert (ours.float() - theirs * 255).abs().max() <= 1
