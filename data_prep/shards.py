@@ -27,7 +27,7 @@ from stack.data.index import (
 )
 from stack.data.shard import SampleError, Shard
 from stack.util.errors import UserError
-from stack.util.files import fsync_dir, write_atomic
+from stack.util.files import fsync, write_atomic
 from stack.util.progress import progress
 
 JOURNAL = "unfinished.jsonl"
@@ -202,7 +202,7 @@ def _write_shard(path: Path, samples: Iterable[Sample], tally: Tally) -> ShardEn
     )
     write_atomic(path.with_name(entry.index_name), index)
     os.replace(temporary, path)
-    fsync_dir(path.parent)
+    fsync(path.parent)
     return entry
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from stack.util.errors import UserError
-from stack.util.files import fsync_dir, sha256_file, write_atomic, write_json
+from stack.util.files import fsync, sha256_file, write_atomic, write_json
 
 COMMIT = "COMMIT.json"
 
@@ -67,7 +67,7 @@ def save(
             file.name: {"size": file.stat().st_size, "sha256": sha256_file(file)} for file in files
         }
         for file in files:
-            _fsync(file)
+            fsync(file)
         write_json(
             staging / COMMIT,
             {"step": step, "world_size": world_size, "code": code_hash, "files": listing},
@@ -82,7 +82,7 @@ def save(
                 f"{final}: not saved ({refusal}); older checkpoints are untouched"
             ) from error
         raise
-    fsync_dir(root)
+    fsync(root)
     for old in [path for path in committed(root) if path <= final][:-keep_last]:
         trash(old)
     return final
@@ -114,11 +114,3 @@ def _refusal(error: BaseException) -> str | None:
         error = next(iter(error.failures.values()))[0]
         return str(error).splitlines()[0] if isinstance(error, OSError | RuntimeError) else None
     return str(error) if isinstance(error, OSError) else None
-
-
-def _fsync(file: Path) -> None:
-    handle = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from stack.util.errors import UserError
 
+SD_BETAS = 0.00085, 0.012
+"""First and last beta of Stable Diffusion v1.5."""
+
 
 class DiscreteSchedule:
     """alpha(t), sigma(t) and log-SNR at integer times t in [0, T).
@@ -22,7 +25,7 @@ class DiscreteSchedule:
 
     @classmethod
     def scaled_linear(
-        cls, beta_start: float = 0.00085, beta_end: float = 0.012, steps: int = 1000
+        cls, beta_start: float = SD_BETAS[0], beta_end: float = SD_BETAS[1], steps: int = 1000
     ) -> DiscreteSchedule:
         """Betas linear in their square root; the defaults are Stable Diffusion v1.5's."""
         betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64) ** 2

@@ -32,12 +32,13 @@ def denoising_loss(prediction: Tensor, x0: Tensor, weight: Tensor) -> Tensor:
 
 
 def generator_gan_loss(fake_logits: Tensor) -> Tensor:
-    """Non-saturating loss of the student on its own samples' logits (B, heads)."""
+    """Non-saturating loss (Goodfellow et al. 2014, sec. 3) on the student's logits (B, heads)."""
     return softplus(-fake_logits.float()).mean()
 
 
 def discriminator_gan_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Logistic loss of the discriminator on diffused data and samples, (B, heads) each."""
+    """Logistic loss of the discriminator (the same paper's eq. 1, negated) on diffused data and
+    samples, (B, heads) each; at its best the logit is log p / q."""
     return softplus(-real_logits.float()).mean() + softplus(fake_logits.float()).mean()
 
 

@@ -49,7 +49,10 @@ class MultiHead(nn.Module):
         with torch.autocast(features[0].device.type, torch.bfloat16, enabled=self.bf16):
             # Not channels-last: on CPU, torch 2.13's GroupNorm crashes there in a backward that
             # stops at its weights, which is the one of the discriminator's own loss.
-            logits = [h(f.contiguous()) for h, f in zip(self.heads, features, strict=True)]
+            logits = [
+                head(feature.contiguous())
+                for head, feature in zip(self.heads, features, strict=True)
+            ]
         return torch.cat(logits, dim=1).float()
 
 

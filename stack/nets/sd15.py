@@ -101,35 +101,35 @@ class SDDenoiser(nn.Module):
 
     def _hidden(self, x_t: Tensor, emb: Tensor, c: Tensor) -> Iterator[Tensor]:
         """Hidden states in order: conv_in, every output of the down blocks, the middle block."""
-        h = self.unet.conv_in(x_t)
-        yield h
+        state = self.unet.conv_in(x_t)
+        yield state
         for block in self.unet.down_blocks:
             if isinstance(block, CrossAttnDownBlock2D):
-                h, states = block(hidden_states=h, temb=emb, encoder_hidden_states=c)
+                state, states = block(hidden_states=state, temb=emb, encoder_hidden_states=c)
             else:
-                h, states = block(hidden_states=h, temb=emb)
+                state, states = block(hidden_states=state, temb=emb)
             yield from states
-        yield self.unet.mid_block(h, emb, encoder_hidden_states=c)
+        yield self.unet.mid_block(state, emb, encoder_hidden_states=c)
 
     def _encode(self, x_t: Tensor, t: Tensor, c: Tensor) -> tuple[list[Tensor], Tensor]:
         emb = self._time(t, x_t)
         return list(self._hidden(x_t, emb, c)), emb
 
     def _decode(self, hidden: list[Tensor], emb: Tensor, c: Tensor) -> Tensor:
-        *skips, h = hidden
+        *skips, state = hidden
         for block in self.unet.up_blocks:
             states = tuple(skips[-len(block.resnets) :])
             del skips[-len(block.resnets) :]
             if isinstance(block, CrossAttnUpBlock2D):
-                h = block(
-                    hidden_states=h,
+                state = block(
+                    hidden_states=state,
                     temb=emb,
                     res_hidden_states_tuple=states,
                     encoder_hidden_states=c,
                 )
             else:
-                h = block(hidden_states=h, temb=emb, res_hidden_states_tuple=states)
-        return self.unet.conv_out(self.unet.conv_act(self.unet.conv_norm_out(h)))
+                state = block(hidden_states=state, temb=emb, res_hidden_states_tuple=states)
+        return self.unet.conv_out(self.unet.conv_act(self.unet.conv_norm_out(state)))
 
     def _pick(self, hidden: Iterator[Tensor]) -> list[Tensor]:
         """The last hidden state of each resolution; stops reading below the smallest."""

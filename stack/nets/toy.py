@@ -142,16 +142,3 @@ class SkewedStudent(nn.Module):
     def forward(self, z: Tensor, t: Tensor, c: Tensor) -> Tensor:
         """x (B, 2) of unit noise z (B, 2); t is the last time and c empty."""
         return self.centre + self.std * z + self.residual(z)
-
-
-def mode_shares(samples: Tensor, centres: Tensor, std: float) -> Tensor:
-    """(K,) share of the samples (N, 2) within 3 ``std`` of each centre (K, 2)."""
-    distance = torch.cdist(samples, centres)
-    nearest, mode = distance.min(dim=1)
-    return torch.bincount(mode[nearest <= 3 * std], minlength=len(centres)) / len(samples)
-
-
-def mode_coverage(samples: Tensor, centres: Tensor, std: float) -> float:
-    """Share of the K modes that hold at least 1 / (4 K) of the samples within 3 ``std``."""
-    shares = mode_shares(samples, centres, std)
-    return (shares >= 1 / (4 * len(centres))).float().mean().item()

@@ -36,9 +36,6 @@ def scatter_modes(
 ) -> list[Path]:
     """Draw 2-D samples as the paper's Fig. 8: the data, then the student at several iterations.
 
-    A sample belongs to its nearest mode if it lies within ``reach`` of the centre. A mode counts
-    as covered if it holds at least a tenth of the share that it holds of the real samples.
-
     Args:
         out: picture to write; its suffix is replaced, and .png, .svg and .csv are written.
         real: (N, 2) samples of the data.
@@ -47,7 +44,6 @@ def scatter_modes(
 
     Returns: the files written: PNG, SVG, CSV.
     """
-    fair = mode_shares(real, centres, reach)
     panels = 1 + max(len(stages) for stages in rows.values())
     with matplotlib.rc_context(_RC):
         figure = Figure(figsize=(2.1 * panels + 0.3, 2.6 * len(rows)), layout="constrained")
@@ -58,7 +54,7 @@ def scatter_modes(
             _scatter(line[0], real, _DATA, "data", f"{len(centres)} modes")
             line[0].set_ylabel(title, color=_INK)
             for axes, (step, samples) in zip(line[1:], stages.items(), strict=False):
-                covered = int((mode_shares(samples, centres, reach) >= fair / 10).sum())
+                covered = covered_modes(samples, real, centres, reach)
                 told = f"{covered} of {len(centres)} modes"
                 _scatter(axes, samples, _STUDENT, f"iteration {step:,}", told)
             for axes in line[1 + len(stages) :]:
@@ -73,8 +69,17 @@ def scatter_modes(
     return paths
 
 
+def covered_modes(samples: np.ndarray, real: np.ndarray, centres: np.ndarray, reach: float) -> int:
+    """How many modes hold at least a tenth of the share that they hold of the real samples."""
+    fair = mode_shares(real, centres, reach)
+    return int((mode_shares(samples, centres, reach) >= fair / 10).sum())
+
+
 def mode_shares(samples: np.ndarray, centres: np.ndarray, reach: float) -> np.ndarray:
-    """Share of samples (N, 2) that belong to each of the centres (K, 2): float64 (K,)."""
+    """Share of samples (N, 2) that belong to each of the centres (K, 2): float64 (K,).
+
+    A sample belongs to its nearest mode if it lies within ``reach`` of the centre.
+    """
     distances = np.linalg.norm(samples[:, None] - centres[None], axis=-1)
     nearest = distances.argmin(1)[distances.min(1) <= reach]
     return np.bincount(nearest, minlength=len(centres)) / len(samples)

@@ -15,6 +15,7 @@ from torch import Tensor
 from stack.config.schema import PretrainRecipe
 from stack.data.batch import BatchLoader
 from stack.data.stream import ShardStream
+from stack.diffusion.schedule import SD_BETAS
 from stack.nets.ema import EMA
 from stack.nets.sd15 import SDDenoiser
 from stack.nets.text import TextEncoder
@@ -127,8 +128,8 @@ def build_unet(
 def save_teacher(parts: TeacherParts, out: Path) -> None:
     """Write the averaged teacher as a StableDiffusionPipeline folder."""
     scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
+        beta_start=SD_BETAS[0],
+        beta_end=SD_BETAS[1],
         beta_schedule="scaled_linear",
         clip_sample=False,
         set_alpha_to_one=False,

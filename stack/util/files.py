@@ -12,8 +12,8 @@ from typing import Any
 from stack.util.errors import UserError
 
 
-def fsync_dir(path: Path) -> None:
-    """Make renames inside the folder ``path`` survive a power cut."""
+def fsync(path: Path) -> None:
+    """Make a file's content, or the renames inside a folder, survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -37,7 +37,7 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    fsync_dir(path.parent)
+    fsync(path.parent)
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from stack.diffusion.schedule import DiscreteSchedule, add_noise
 from stack.nets import toy
 from stack.nets.heads import VectorHead
+from stack.report.figures import mode_shares
 
 SCHEDULE = DiscreteSchedule.scaled_linear()
 CENTRE, STD = (0.9, 0.0), 0.7
@@ -76,9 +76,9 @@ def test_both_starts_learn() -> None:
 def test_data_are_the_mixture_and_follow_the_key() -> None:
     positions = torch.arange(5000)
     x = teacher().sample(positions, seed=0, iteration=3)
-    shares = toy.mode_shares(x, MODES, 0.25)
+    shares = mode_shares(x.numpy(), MODES.numpy(), reach=3 * 0.25)
     # Three standard deviations hold 1 - exp(-9 / 2) of a plane's Gaussian.
-    torch.testing.assert_close(shares, torch.full((5,), 0.989 / 5), rtol=0, atol=0.03)
+    assert shares == pytest.approx([0.989 / 5] * 5, abs=0.03)
     part = torch.tensor([7, 4000])
     assert torch.equal(teacher().sample(part, seed=0, iteration=3), x[part])
     assert not torch.equal(teacher().sample(positions, seed=0, iteration=4), x)
@@ -98,32 +98,6 @@ def test_features_suit_a_vector_head(network: toy.MixtureDenoiser | toy.SkewedDe
     assert (x0.requires_grad, both.requires_grad) == (False, True)
     assert alone.abs().max() < 5
     assert VectorHead(toy.FEATURE_CHANNELS, 8)(alone).shape == (6, 1)
-
-
-def points(*counts: int) -> Tensor:
-    """So many samples on each mode."""
-    return MODES.repeat_interleave(torch.tensor(counts), dim=0)
-
-
-@pytest.mark.parametrize(
-    ("counts", "coverage"),
-    [
-        ((20, 20, 20, 20, 20), 1.0),
-        ((80, 5, 5, 5, 5), 1.0),  # 1 / (4 K) = 5 %
-        ((81, 5, 5, 5, 4), 0.8),
-        ((50, 50, 0, 0, 0), 0.4),
-    ],
-)
-def test_coverage_counts_modes_with_a_quarter_of_their_share(
-    counts: tuple[int, ...], coverage: float
-) -> None:
-    assert toy.mode_coverage(points(*counts), MODES, 0.25) == pytest.approx(coverage)
-
-
-def test_samples_between_the_modes_cover_none() -> None:
-    between = MODES + torch.tensor([0.0, 0.76])
-    shares = toy.mode_shares(torch.cat((MODES, between)), MODES, 0.25)
-    torch.testing.assert_close(shares, torch.full((5,), 0.1))
 
 
 def test_diffused_student_and_data_agree_at_the_last_time() -> None:

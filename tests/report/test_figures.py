@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stack.report.figures import mode_shares, scatter_modes
+from stack.report.figures import covered_modes, mode_shares, scatter_modes
 
 CENTRES = np.array([[0.0, 0], [4, 0], [0, 4], [4, 4]])
 
@@ -31,6 +31,14 @@ def dots(*counts: int) -> np.ndarray:
 )
 def test_mode_shares(samples: np.ndarray, expected: list[float]) -> None:
     np.testing.assert_allclose(mode_shares(samples, CENTRES, reach=1.0), expected)
+
+
+@pytest.mark.parametrize(
+    ("counts", "covered"), [((25, 25, 25, 25), 4), ((91, 3, 3, 3), 4), ((95, 3, 2, 0), 2)]
+)
+def test_a_covered_mode_holds_a_tenth_of_its_share(counts: tuple[int, ...], covered: int) -> None:
+    found = covered_modes(dots(*counts), dots(25, 25, 25, 25), CENTRES, reach=1.0)
+    assert found == covered
 
 
 def test_scatter_writes_picture_text_and_numbers(tmp_path: Path) -> None:

@@ -45,11 +45,15 @@ def to_all(process: subprocess.Popen[str], number: signal.Signals) -> None:
     os.killpg(process.pid, number)
 
 
-@pytest.mark.parametrize("workers", [0])
-def test_killed_stopped_and_resumed(tmp_path: Path, world: World, workers: int) -> None:
+@pytest.mark.parametrize(("workers", "processes"), [(0, 1), (2, 1), (0, 2)])
+def test_killed_stopped_and_resumed(
+    tmp_path: Path, world: World, workers: int, processes: int
+) -> None:
     fields = recipe_fields(world, iterations=40, checkpoint={"every": 5})
     fields["data"]["workers"] = workers
     fields["parallel"] = {"accumulation": 2}
+    if processes > 1:
+        fields["parallel"] |= {"backend": "ddp", "processes": processes}
     whole, broken = (write_recipe(tmp_path / name, fields) for name in ("whole", "broken"))
     assert main(["distill", str(whole)]) == 0
     run = broken.parent / "run"
