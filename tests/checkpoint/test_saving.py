@@ -66,7 +66,7 @@ def rename(source: Path, target: Path) -> None:
 
 
 MOMENTS = {
-    "before the commit": (commit, "_fsync", die, "state.json"),
+    "before the commit": (commit, "fsync", die, "state.json"),
     "before the rename": (commit.os, "rename", rename, "COMMIT.json"),
 }
 
