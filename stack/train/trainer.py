@@ -24,8 +24,10 @@ class Task(Protocol):
     name: str
     total: int
     """Iterations in all."""
-    log_span: int
-    """Consecutive iterations that tell everything: 2 where networks take turns."""
+
+    @property
+    def log_span(self) -> int:
+        """Consecutive iterations that tell everything: 2 where networks take turns."""
 
     def iteration(self, iteration: int, batches: Sequence[Any]) -> tuple[dict[str, Tensor], bool]:
         """One iteration: figures, and whether the networks stepped."""
