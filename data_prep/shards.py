@@ -8,12 +8,13 @@ import json
 import os
 import struct
 import tarfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from zlib_ng.zlib_ng import crc32
 
 from stack.data.index import (
     MANIFEST,
@@ -26,6 +27,7 @@ from stack.data.index import (
     index_bytes,
 )
 from stack.data.shard import SampleError, Shard
+from stack.data.storage import LocalFolder
 from stack.util.errors import UserError
 from stack.util.files import fsync, write_atomic
 from stack.util.progress import progress
@@ -220,7 +222,7 @@ class _TarWriter:
     def add(self, name: str, data: bytes) -> tuple[int, int, int]:
         """Append a member; returns offset, size and crc32 of its bytes."""
         self._put(_tar_header(name.encode(), len(data)))
-        place = (self.size, len(data), zlib.crc32(data))
+        place = (self.size, len(data), crc32(data))
         self._put(data + bytes(-len(data) % tarfile.BLOCKSIZE))
         return place
 
@@ -276,7 +278,7 @@ def transform(
 
 
 def _read_shard(source: Path, entry: ShardEntry, tally: Tally) -> Iterator[Sample]:
-    shard = Shard(source, entry)
+    shard = Shard(LocalFolder(source), entry)
     for row in range(entry.samples):
         try:
             raw = shard.read(row, shard.fields)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stack.data.index import Manifest, ShardEntry, check_shards, index_shard, load_index
+from stack.data.index import Manifest, ShardEntry, check_shards, index_shard, parse_index
 from stack.util.errors import UserError
 from stack.util.files import sha256_file
 from stack.util.progress import progress
@@ -41,7 +41,8 @@ def _faults(folder: Path, entry: ShardEntry) -> Iterator[str]:
     path = folder / entry.name
     try:
         check_shards(folder, [entry])
-        index = load_index(folder, entry)
+        place = folder / entry.index_name
+        index = parse_index(place.read_bytes(), entry, str(place))
         found = index_shard(path)
     except UserError as error:
         yield str(error)

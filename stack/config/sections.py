@@ -7,9 +7,10 @@ it) unless it is marked ``OPERATIONAL`` (how the same experiment is run, watched
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 OPERATIONAL: dict[str, Any] = {"operational": True}
 
@@ -29,8 +30,9 @@ class Section(BaseModel):
 class Data(Section):
     """Where samples come from and how many make a global batch."""
 
-    folders: list[str] = Field(min_length=1)
-    """Shard folders, each with a manifest.json."""
+    folders: list[str] = Field(min_length=1, json_schema_extra=OPERATIONAL)
+    """Shard folders, each with a manifest.json: paths or URLs (s3://, gs://, hf://, https://),
+    with $VARIABLES, globs and braces. They may move: the data's fingerprint is what counts."""
     weights: list[Weight] | None = None
     """Share of the batch per folder; one source per folder in proportion to its size if unset."""
     global_batch: Positive
@@ -41,6 +43,30 @@ class Data(Section):
     """Samples within which a lane is shuffled."""
     workers: Count = Field(default=0, json_schema_extra=OPERATIONAL)
     """Loader processes per rank."""
+    prefetch: Positive = Field(default=2, json_schema_extra=OPERATIONAL)
+    """Batches each loader process reads ahead."""
+    bad_samples: Fraction = Field(default=1e-3, json_schema_extra=OPERATIONAL)
+    """Share of an epoch's samples that may be damaged (each is replaced by a neighbour) before
+    training stops."""
+    retries: Count = Field(default=6, json_schema_extra=OPERATIONAL)
+    """Tries after the first where reading or fetching fails for the moment, 0.5, 1, 2, ... 30 s
+    apart."""
+    cache: str = Field(default="", json_schema_extra=OPERATIONAL)
+    """Folder on this node's disk for remote shards, shared by its processes; f-distill-shards
+    in $TMPDIR if unset."""
+    cache_gb: Rate = Field(default=100.0, json_schema_extra=OPERATIONAL)
+    """Size of the cache at most, GB."""
+
+    @field_validator("folders")
+    @classmethod
+    def _no_secrets(cls, folders: list[str]) -> list[str]:
+        for number, folder in enumerate(folders):
+            if re.search(r"://[^/]*@|://.*\?", folder):
+                raise ValueError(
+                    f"the URL of entry {number} holds a password or a query; recipes are saved "
+                    "and shown, so put it into an environment variable and write $NAME"
+                )
+        return folders
 
     @model_validator(mode="after")
     def _fits(self) -> Data:

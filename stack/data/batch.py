@@ -9,67 +9,73 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from stack.data.collect import Batch, collector
 from stack.data.decode import FIELDS
-from stack.data.shard import Raw
-from stack.data.stream import Sample, ShardStream, Substitution
+from stack.data.shard import Shard
+from stack.data.storage import Folder
+from stack.data.stream import ShardStream, Substitution
 from stack.util.errors import UserError
 
 log = logging.getLogger(__name__)
 
-Batch = dict[str, Any]
 Tokenize = Callable[[list[str]], tuple[Tensor, int]]
 """Captions to int64 (B, 77) ids and how many were truncated."""
+Encode = Callable[[Tensor], Tensor]
+"""uint8 pictures (B, 3, H, W) to unscaled latents (B, 4, H / f, W / f)."""
 
 _ALWAYS = ("position", "key")
 
-Delivery = tuple[Batch, list[Substitution]]
+
+class _Delivery(NamedTuple):
+    """A batch, and what happened while it was read. `counts`: see `BatchLoader.counts`."""
+
+    batch: Batch
+    damage: list[Substitution]
+    counts: dict[str, int]
 
 
-class _Batches(Dataset[Delivery | UserError]):
+class _Batches(Dataset[_Delivery | UserError]):
     """Item n is this rank's part of the global batch of step n. A UserError is an item too:
     raised in a worker, it would reach the user wrapped in a traceback."""
 
     def __init__(
         self, stream: ShardStream, fields: Sequence[str], tokenize: Tokenize | None
     ) -> None:
-        self.stream, self.tokenize = stream, tokenize
-        self.fields = list(fields)
-        self.decoders = [(name, FIELDS[name]) for name in fields]
-        self.members = tuple(member for name in fields for member in FIELDS[name].members)
+        self.stream, self.fields, self.tokenize = stream, list(fields), tokenize
 
-    def __getitem__(self, step: int) -> Delivery | UserError:
+    def __getitem__(self, step: int) -> _Delivery | UserError:
         try:
             return self._read(step)
         except UserError as error:
             return error
 
-    def _read(self, step: int) -> Delivery:
-        samples, damage = self.stream.fetch(step, self._decode, self.members)
-        batch: Batch = {name: _stack(name, samples) for name in self.fields}
-        batch["position"] = torch.tensor([sample["position"] for sample in samples])
-        batch["key"] = [sample["key"] for sample in samples]
+    def _read(self, step: int) -> _Delivery:
+        positions = torch.tensor(self.stream.lanes.positions)
+        collect, keys = collector(self.fields, len(positions)), list[str]()
+        before = self._cached()
+
+        def take(shard: Shard, row: int, place: int) -> None:
+            collect(shard, row, place)
+            keys.append(shard.key(row))
+
+        damage = self.stream.fetch(step, take)
+        batch = collect.batch() | {"position": positions, "key": keys}
+        counts = {name: now - before[name] for name, now in self._cached().items()}
         if self.tokenize:
-            batch["tokens"], batch["truncated"] = self.tokenize(batch["text"])
-        return batch, damage
+            batch["tokens"], counts["truncated_captions"] = self.tokenize(batch["text"])
+        return _Delivery(batch, damage, counts)
 
-    def _decode(self, raw: Raw) -> Sample:
-        return {name: field(raw) for name, field in self.decoders}
-
-
-def _stack(name: str, samples: Sequence[Sample]) -> Any:
-    shapes = {getattr(sample[name], "shape", ()): sample["key"] for sample in samples}
-    if len(shapes) > 1:
-        seen = "; ".join(f"{key} has {shape}" for shape, key in sorted(shapes.items()))
-        raise UserError(f"{name}: samples of one batch differ in shape: {seen}")
-    return FIELDS[name].stack([sample[name] for sample in samples])
+    def _cached(self) -> dict[str, int]:
+        cache = self.stream.cache
+        return {"cache_hits": cache.hits, "cache_misses": cache.misses} if cache else {}
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
@@ -85,7 +91,9 @@ class BatchLoader:
     Args:
         fields: any of `stack.data.decode.FIELDS` and `key`.
         workers: processes that read and decode ahead; 0 reads in this one.
+        prefetch: batches that each worker reads ahead.
         tokenize: makes `tokens` from captions where the shards hold none.
+        encode: makes `latent` from pictures where the shards hold none, in this process.
 
     Each batch is a dict of what was asked for, and `position`, int64 (B,): the samples' places
     in the global batch.
@@ -100,23 +108,23 @@ class BatchLoader:
         fields: Sequence[str],
         *,
         workers: int = 0,
+        prefetch: int = 2,
         pin_memory: bool = False,
         tokenize: Tokenize | None = None,
+        encode: Encode | None = None,
     ) -> None:
         self.stream, self.fields = stream, tuple(dict.fromkeys(("position", *fields)))
-        self.workers = workers
+        self.workers, self.prefetch = workers, prefetch
         self.pin_memory = pin_memory and torch.cuda.is_available()
-        self.truncated = 0
+        self._counts: Counter[str] = Counter(bad_samples=0, truncated_captions=0)
         read = [name for name in fields if name not in _ALWAYS]
-        on_the_fly = "tokens" in read and tokenize is not None and bool(_lacking(stream, "tokens"))
-        if on_the_fly:
-            log.warning("the shards hold no token ids: captions are tokenised while training")
-            read = [name for name in read if name not in ("tokens", "text")] + ["text"]
+        self._tokenize = tokenize if _must_make(stream, read, "tokens", "text", tokenize) else None
+        self._encode = encode if _must_make(stream, read, "latent", "image", encode) else None
         for name in read:
             for folder in _lacking(stream, name):
                 raise UserError(f"{folder}: {name}: not in these shards; {FIELDS[name].made_by}")
         _check_same_makers(stream, read)
-        self._batches = _Batches(stream, read, tokenize if on_the_fly else None)
+        self._batches = _Batches(stream, read, self._tokenize)
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches from the stream's current place on."""
@@ -125,6 +133,7 @@ class BatchLoader:
             sampler=_Steps(self.stream.step),
             batch_size=None,
             num_workers=self.workers,
+            prefetch_factor=self.prefetch if self.workers else None,
             pin_memory=self.pin_memory,
             collate_fn=_as_it_is,
             # DataLoader draws a seed for its workers: not from the training's own random state.
@@ -134,17 +143,24 @@ class BatchLoader:
         for item in loader:
             if isinstance(item, UserError):
                 raise item
-            batch, damage = item
-            self.stream.report(damage)
-            if batch.get("truncated") and not self.truncated:
-                log.warning("captions longer than the tokenizer's limit are cut and counted")
-            self.truncated += batch.get("truncated", 0)
+            batch = item.batch
+            self._note(item)
+            if self._encode:
+                batch["latent"] = self._encode(batch["image"])
             self.stream.step += 1
             yield {name: batch[name] for name in self.fields}
 
+    def _note(self, delivery: _Delivery) -> None:
+        if delivery.counts.get("truncated_captions") and not self._counts["truncated_captions"]:
+            log.warning("captions longer than the tokenizer's limit are cut and counted")
+        self.stream.report(delivery.damage)
+        self._counts.update(delivery.counts)
+        self._counts["bad_samples"] = self.stream.bad_samples
+
     def counts(self) -> dict[str, int]:
-        """Damaged samples that were replaced and captions that were cut, since the start."""
-        return {"bad_samples": self.stream.bad_samples, "truncated_captions": self.truncated}
+        """What this rank has met since the start: damaged samples that were replaced
+        (`bad_samples`), `truncated_captions`, and `cache_hits` and `cache_misses` of shards."""
+        return dict(self._counts)
 
     def state_dict(self) -> dict[str, Any]:
         """The stream's place, counted in batches that were handed out."""
@@ -158,7 +174,25 @@ def _as_it_is(item: Any) -> Any:
     return item
 
 
-def _lacking(stream: ShardStream, name: str) -> list[Path]:
+def _must_make(
+    stream: ShardStream, read: list[str], name: str, source: str, maker: object | None
+) -> bool:
+    """Whether a field that is to be read must, and can, be made from another one, which then is
+    read in its place; said once."""
+    if maker is None or name not in read or not _lacking(stream, name) or _lacking(stream, source):
+        return False
+    log.warning(
+        "the shards hold no %s: made from %s while training; to have it ready, %s",
+        name,
+        source,
+        FIELDS[name].made_by,
+    )
+    read.remove(name)
+    read += [source] * (source not in read)
+    return True
+
+
+def _lacking(stream: ShardStream, name: str) -> list[Folder]:
     """The folders in which not every sample has a field."""
     members = FIELDS[name].members
     return [folder for folder, made in stream.manifests.items() if not made.holds(*members)]

@@ -24,12 +24,14 @@ Bytes = bytes | memoryview
 @dataclass(frozen=True)
 class Field:
     """How one field is read: from which members (any one of them), one sample's bytes to a
-    value, a batch of values to what training gets, and what makes the field if it is missing."""
+    value, a batch of values to what training gets, and what makes the field if it is missing.
+    `is_array`: its member is an npy file, all of one shape; `stack` then also takes an array."""
 
     members: tuple[str, ...]
     decode: Callable[[Bytes], Any]
     stack: Callable[[Sequence[Any]], Any]
     made_by: str
+    is_array: bool = False
 
     def __call__(self, raw: Mapping[str, Bytes]) -> Any:
         """Decode the field of one sample. SampleError when it is missing or garbled."""
@@ -55,9 +57,14 @@ def _npy_header(header: bytes) -> tuple[np.dtype, tuple[int, ...]]:
 
 def decode_npy(data: Bytes) -> np.ndarray:
     """A view of an npy file's array (np.load costs some 30 times as much for a small one)."""
-    start = 10 + int.from_bytes(data[8:10], "little")
+    start = npy_start(data)
     dtype, shape = _npy_header(bytes(data[:start]))
     return np.frombuffer(data, dtype, offset=start).reshape(shape)
+
+
+def npy_start(data: Bytes) -> int:
+    """Where the array begins in an npy file of version 1."""
+    return 10 + int.from_bytes(data[8:10], "little")
 
 
 def encode_npy(array: np.ndarray) -> bytes:
@@ -77,7 +84,8 @@ def decode_text(data: Bytes) -> str:
 
 
 def _images(values: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(values)).permute(0, 3, 1, 2).contiguous()
+    """Channels-last in memory, as decoded and as convolutions like it."""
+    return torch.from_numpy(np.stack(values)).permute(0, 3, 1, 2)
 
 
 FIELDS: dict[str, Field] = {
@@ -87,14 +95,16 @@ FIELDS: dict[str, Field] = {
     "latent": Field(
         ("latent.npy",),
         decode_npy,
-        lambda values: torch.from_numpy(np.stack(values)),
+        lambda values: torch.from_numpy(np.asarray(values)),
         "run `python -m data_prep latents`",
+        is_array=True,
     ),
     "tokens": Field(
         ("tokens.npy",),
         decode_npy,
-        lambda values: torch.from_numpy(np.stack(values).astype(np.int64)),
+        lambda values: torch.from_numpy(np.asarray(values).astype(np.int64)),
         "run `python -m data_prep captions`",
+        is_array=True,
     ),
     "text": Field(("txt",), decode_text, list, "these shards have no captions"),
     "json": Field(("json",), lambda data: json.loads(bytes(data)), list, "no metadata here"),

@@ -15,16 +15,16 @@ import hashlib
 import io
 import json
 import tarfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from zlib_ng.zlib_ng import crc32
 
 from stack.util.errors import UserError
-from stack.util.files import read_json, write_json
+from stack.util.files import parse_json, write_json
 
 MANIFEST = "manifest.json"
 LOCATION = np.dtype([("offset", "<i8"), ("size", "<i8"), ("crc32", "<u4")])
@@ -93,8 +93,13 @@ class Manifest(_Strict):
             raise UserError(f"{folder}: no such folder of shards")
         if not path.is_file():
             raise UserError(f"{path}: missing; the folder is empty, unfinished or not of shards")
+        return cls.parse(path.read_bytes(), str(path))
+
+    @classmethod
+    def parse(cls, data: bytes, path: str) -> Manifest:
+        """A manifest from the bytes of the file `path`, checked."""
         try:
-            manifest = cls.model_validate(read_json(path))
+            manifest = cls.model_validate(parse_json(data, path))
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])
@@ -102,7 +107,7 @@ class Manifest(_Strict):
         manifest._check(path)
         return manifest
 
-    def _check(self, path: Path) -> None:
+    def _check(self, path: str) -> None:
         total = sum(entry.samples for entry in self.shards)
         if total != self.samples:
             raise UserError(f"{path}: samples: {self.samples}, but its shards add up to {total}")
@@ -175,7 +180,7 @@ def index_shard(path: Path) -> np.ndarray:
                     continue
                 key, field = split_member(member.name)
                 data = _member_bytes(tar, member)
-                place = (member.offset_data, len(data), zlib.crc32(data))
+                place = (member.offset_data, len(data), crc32(data))
                 samples.setdefault(key, {})[field] = place
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"{path}: not a whole tar ({error})") from None
@@ -192,13 +197,8 @@ def _member_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return data
 
 
-def load_index(folder: Path, entry: ShardEntry) -> np.ndarray:
-    """Read a shard's index and check that it is the one the manifest was written with."""
-    path = folder / entry.index_name
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing, but listed in {MANIFEST}") from None
+def parse_index(data: bytes, entry: ShardEntry, path: str) -> np.ndarray:
+    """A shard's index from the bytes of the file `path`; UserError unless the manifest lists it."""
     if hashlib.sha256(data).hexdigest() != entry.index_sha256:
         raise UserError(f"{path}: index_sha256: not the index that {MANIFEST} lists for this tar")
     index: np.ndarray[Any, Any] = np.load(io.BytesIO(data), allow_pickle=False)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import tarfile
-import zlib
-from pathlib import Path
 
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
-from stack.data.index import ShardEntry, load_index, split_member
+from stack.data.index import ShardEntry, parse_index, split_member
+from stack.data.storage import Folder
 from stack.util.errors import UserError
 
 Raw = dict[str, memoryview]
@@ -31,14 +31,15 @@ class Shard:
     """An open tar and its index. Reads are positioned (pread), so an open shard may be shared by
     threads and inherited by forked workers."""
 
-    def __init__(self, folder: Path, entry: ShardEntry) -> None:
+    def __init__(self, folder: Folder, entry: ShardEntry) -> None:
         """UserError when the index is not the manifest's, or the tar is not the index's."""
-        self.path = folder / entry.name
-        self.index = load_index(folder, entry)
+        self.folder, self.path = folder, folder.file(entry.name)
+        with folder.open(entry.index_name, entry.index_sha256) as file:
+            self.index = parse_index(file.read(), entry, folder.file(entry.index_name))
         self.fields: tuple[str, ...] = (self.index.dtype.names or ())[1:]
         self._keys = np.ascontiguousarray(self.index["key"])
         self._plans: dict[tuple[str, ...], list[_Read]] = {}
-        self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 (open as long as self)
+        self._file = folder.open(entry.name, entry.sha256, entry.bytes)
         self.descriptor = self._file.fileno()
         try:
             self._check(entry)
@@ -75,19 +76,32 @@ class Shard:
 
     def read(self, row: int, fields: tuple[str, ...]) -> Raw:
         """Those of `fields` that the sample has. SampleError when a checksum does not match."""
-        if fields not in self._plans:
-            self._plans[fields] = self._plan([name for name in fields if name in self.fields])
         raw: Raw = {}
-        for names, table in self._plans[fields]:
+        for names, table in self._planned(fields):
             begin, length, *places = table[row].tolist()
             span = memoryview(os.pread(self.descriptor, length, begin))
+            if len(span) != length:
+                raise OSError(f"{len(span)} bytes came of {length} at byte {begin}")
             for number, name in enumerate(names):
-                start, size, crc32 = places[3 * number : 3 * number + 3]
+                start, size, checksum = places[3 * number : 3 * number + 3]
                 if start >= 0:
                     raw[name] = data = span[start : start + size]
-                    if zlib.crc32(data) != crc32:
+                    if crc32(data) != checksum:
                         raise SampleError(f"{name}: crc32 does not match")
         return raw
+
+    def span(self, row: int, fields: tuple[str, ...]) -> list[int]:
+        """Where one read gets all fields of a sample: offset in the tar, length, and for each
+        field its start in what was read, size and crc32. Empty if one read does not."""
+        plan = self._planned(fields)
+        if len(plan) != 1 or len(plan[0][0]) != len(fields):
+            return []
+        return plan[0][1][row].tolist()
+
+    def _planned(self, fields: tuple[str, ...]) -> list[_Read]:
+        if fields not in self._plans:
+            self._plans[fields] = self._plan([name for name in fields if name in self.fields])
+        return self._plans[fields]
 
     def _plan(self, names: list[str]) -> list[_Read]:
         """One read for all fields where they lie close together, else one for each."""
@@ -103,6 +117,10 @@ class Shard:
         start = np.where(there, offset - begin, -1)
         columns = np.stack([start, size, places["crc32"]], axis=1).reshape(-1, len(end))
         return [(names, np.column_stack([begin, end - begin, columns.T]))]
+
+    def keep(self, *, used: bool) -> bool:
+        """Whether to keep the file open; `used`: whether it was just read."""
+        return self.folder.keep(self._file, used=used)
 
     def close(self) -> None:
         self._file.close()

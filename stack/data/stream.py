@@ -6,24 +6,25 @@ samples read by their index, damaged ones replaced, and the place in the stream 
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import logging
-import os
+from bisect import bisect
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
-import braceexpand
-
-from stack.data.index import Manifest, ShardEntry, check_shards
+from stack.data.cache import ShardCache
+from stack.data.index import Manifest, ShardEntry
 from stack.data.lanes import CanonicalLanes
-from stack.data.shard import Raw, SampleError, Shard
+from stack.data.shard import SampleError, Shard
+from stack.data.storage import Folder, expand
 from stack.util.errors import UserError
+from stack.util.retry import retry
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +35,15 @@ _OPEN_SHARDS = 512
 """Shards kept open by one process, below the usual limit of 1024 files."""
 
 _NEIGHBOURS = 16
-"""Samples tried in place of a damaged one; so many bad in a row mean a foreign or ruined tar."""
+"""Samples of one shard tried in place of a damaged one."""
+
+_NEIGHBOUR_SHARDS = 4
+"""Shards searched for a substitute, the damaged one's own included."""
 
 Sample = dict[str, Any]
+
+Take = Callable[[Shard, int, int], None]
+"""Takes in a row of a shard as the n-th sample of a batch; SampleError if it cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +64,16 @@ class ShardStream:
     together; which they are does not depend on `world_size`.
 
     Args:
-        folders: folders of shards; glob and brace patterns are expanded (`data/part-{0..3}`).
+        folders: paths or URLs of folders of shards; variables, braces and globs are expanded
+            (`$SCRATCH/part-{0..3}`, `s3://bucket/coyo-*`).
         global_batch: G, samples of one step over all ranks.
         lanes: C, a divisor of G and a multiple of every world size that may be used.
         seed: with the epoch number, what orders the samples.
         window: places of a lane shuffled among one another.
         weights: shares of the entries of `folders`, as near as whole lanes allow; each then runs
             through its own epochs. None: all folders together are one dataset.
+        cache: where shards of remote folders are kept. retries: tries after the first of a read
+            or a transfer that fails for the moment.
 
     Raises:
         UserError: a folder, manifest or shard is missing or does not fit the others; lanes or
@@ -81,14 +91,17 @@ class ShardStream:
         weights: Sequence[float] | None = None,
         rank: int = 0,
         world_size: int = 1,
+        cache: ShardCache | None = None,
+        retries: int = 6,
     ) -> None:
         specs = [folders] if isinstance(folders, str | Path) else list(folders)
         if weights is not None and len(weights) != len(specs):
             raise UserError(f"weights: {len(weights)} weights for {len(specs)} folders")
-        found = [expand(spec) for spec in specs]
+        self.cache, self.retries = cache, retries
+        found = [expand(spec, cache, retries) for spec in specs]
         sources = found if weights is not None else [list(chain(*found))]
-        self.manifests: dict[Path, Manifest] = {}
-        shards = [[shard for path in source for shard in self._load(path)] for source in sources]
+        self.manifests: dict[Folder, Manifest] = {}
+        shards = [[shard for one in source for shard in self._load(one)] for source in sources]
         self.lanes = CanonicalLanes(
             [[entry.samples for _, entry in source] for source in shards],
             global_batch=global_batch,
@@ -110,19 +123,20 @@ class ShardStream:
             "fingerprint": self._fingerprint(sources, weights),
         }
         self._shards = [shard for source in shards for shard in source]
+        self._source_ends = list(accumulate(map(len, shards), initial=0))
         self._open: OrderedDict[int, Shard] = OrderedDict()
 
-    def _load(self, folder: Path) -> list[tuple[Path, ShardEntry]]:
+    def _load(self, folder: Folder) -> list[tuple[Folder, ShardEntry]]:
         if folder in self.manifests:
             raise UserError(f"{folder}: named twice among the folders")
-        manifest = self.manifests[folder] = Manifest.read(folder)
+        manifest = self.manifests[folder] = folder.manifest()
         if not manifest.samples:
             raise UserError(f"{folder}: samples: the dataset is empty")
-        check_shards(folder, manifest.shards)
+        folder.check(manifest)
         return [(folder, entry) for entry in manifest.shards]
 
     def _fingerprint(
-        self, sources: Sequence[Sequence[Path]], weights: Sequence[float] | None
+        self, sources: Sequence[Sequence[Folder]], weights: Sequence[float] | None
     ) -> str:
         prints = [[self.manifests[folder].fingerprint for folder in source] for source in sources]
         return hashlib.sha256(json.dumps([prints, weights and list(weights)]).encode()).hexdigest()
@@ -130,54 +144,98 @@ class ShardStream:
     def __iter__(self) -> Iterator[Sample]:
         """Samples from the current place on. A step counts as delivered with its last sample."""
         while True:
-            samples, damage = self.fetch(self.step, lambda raw: raw)
-            self.report(damage)
-            for number, sample in enumerate(samples, 1):
+            samples: list[Sample] = []
+
+            def take(shard: Shard, row: int, place: int, samples: list[Sample] = samples) -> None:
+                raw = shard.read(row, shard.fields)
+                fields = {name: bytes(data) for name, data in raw.items()}
+                samples.append({"key": shard.key(row), **fields})
+
+            self.report(self.fetch(self.step, take))
+            for number, (position, sample) in enumerate(
+                zip(self.lanes.positions.tolist(), samples, strict=True), 1
+            ):
                 self.step += number == len(samples)
-                yield {k: bytes(v) if isinstance(v, memoryview) else v for k, v in sample.items()}
+                yield {"position": position, **sample}
 
-    def fetch(
-        self, step: int, decode: Callable[[Raw], Sample], fields: tuple[str, ...] | None = None
-    ) -> tuple[list[Sample], list[Substitution]]:
-        """This rank's samples of global step `step`, in the order of their positions, and what
-        had to be replaced among them. `decode` raises SampleError for a sample it cannot use."""
-        samples, damage = [], []
+    def fetch(self, step: int, take: Take) -> list[Substitution]:
+        """Hand this rank's samples of global step `step` to `take`, in the order of their
+        positions; returns what had to be replaced among them.
+
+        Raises:
+            UserError: a shard cannot be read, is not its manifest's, or is damaged all over.
+        """
+        damage: list[Substitution] = []
         shards, rows = self.lanes.locate(step)
-        for position, number, row in zip(
-            self.lanes.positions.tolist(), shards.tolist(), rows.tolist(), strict=True
-        ):
-            shard, bad = self._shard(number), []
-            while True:
-                try:
-                    sample = decode(shard.read(row, fields or shard.fields))
-                    break
-                except SampleError as error:
-                    bad.append((shard.key(row), str(error)))
-                    row = self._neighbour(shard, row, bad)
-            key = shard.key(row)
-            samples.append({"position": position, "key": key, **sample})
-            damage += [Substitution(str(shard.path), *what, key) for what in bad]
-        return samples, damage
+        for place, (number, row) in enumerate(zip(shards.tolist(), rows.tolist(), strict=True)):
+            try:
+                damage += self._take(take, number, row, place)
+            except OSError as error:
+                log.warning("%s: %s; opening it anew", self._file(number), error)
+                damage += self._take_patiently(take, number, row, place)
+        if self.cache:
+            used = set(shards.tolist())
+            self._close(n for n, shard in self._open.items() if not shard.keep(used=n in used))
+        return damage
 
-    def _neighbour(self, shard: Shard, row: int, bad: Sequence[tuple[str, str]]) -> int:
-        """The row after a damaged one; UserError when nothing but damage is found."""
-        if len(bad) == min(_NEIGHBOURS, len(shard.index)):
-            key, reason = bad[0]
+    def _take(self, take: Take, number: int, row: int, place: int) -> Sequence[Substitution]:
+        """Take one sample, or the first good one of its neighbours in its stead."""
+        try:
+            take(self._shard(number), row, place)
+        except SampleError as error:
+            bad = self._shard(number)
+            name, tries = f"{bad.path}: {bad.key(row)}: {error}", 0
+            for other, near in self._neighbours(number, row):
+                with suppress(SampleError):
+                    take(shard := self._shard(other), near, place)
+                    return [Substitution(bad.path, bad.key(row), str(error), shard.key(near))]
+                tries += 1
             raise UserError(
-                f"{shard.path}: {key}: {reason}, nor is any of {len(bad)} samples in a row good; "
-                "the shard is damaged or its index is of another tar"
-            )
-        return (row + 1) % len(shard.index)
+                f"{name}, nor is any of the {tries} samples after it good; "
+                "run python -m data_prep verify on this folder"
+            ) from None
+        return ()
+
+    def _take_patiently(
+        self, take: Take, number: int, row: int, place: int
+    ) -> Sequence[Substitution]:
+        """As `_take`, with the shard opened anew for every try."""
+
+        def again() -> Sequence[Substitution]:
+            self._close([number])
+            return self._take(take, number, row, place)
+
+        return retry(again, self._file(number), retries=self.retries)
+
+    def _neighbours(self, number: int, row: int) -> Iterator[tuple[int, int]]:
+        """Shard and row of what follows a sample: some in its shard, then some in the next ones
+        of its source. A function of the sample alone, so the same on every rank."""
+        source = bisect(self._source_ends, number) - 1
+        first, end = self._source_ends[source : source + 2]
+        for step in range(min(_NEIGHBOUR_SHARDS, end - first)):
+            other = first + (number - first + step) % (end - first)
+            samples = self._shards[other][1].samples
+            for further in range(step == 0, min(_NEIGHBOURS, samples)):
+                yield other, (row + further) % samples
+
+    def _file(self, number: int) -> str:
+        folder, entry = self._shards[number]
+        return folder.file(entry.name)
 
     def _shard(self, number: int) -> Shard:
         shard = self._open.get(number)
         if shard is None:
             if len(self._open) >= _OPEN_SHARDS:
-                self._open.popitem(last=False)[1].close()
+                self._close([next(iter(self._open))])
             shard = self._open[number] = Shard(*self._shards[number])
         else:
             self._open.move_to_end(number)
         return shard
+
+    def _close(self, numbers: Iterable[int]) -> None:
+        for number in list(numbers):
+            if number in self._open:
+                self._open.pop(number).close()
 
     def report(self, damage: Sequence[Substitution]) -> None:
         """Count and log replaced samples."""
@@ -208,14 +266,3 @@ class ShardStream:
     def __getstate__(self) -> dict[str, Any]:
         """What a worker process gets: everything but the open files."""
         return {**self.__dict__, "_open": OrderedDict()}
-
-
-def expand(spec: str | Path) -> list[Path]:
-    """The folders that a path with brace and glob patterns stands for, in order."""
-    folders: list[Path] = []
-    for pattern in braceexpand.braceexpand(os.fspath(spec)):
-        matches = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
-        if not matches:
-            raise UserError(f"{pattern}: no folder matches this pattern")
-        folders += map(Path, matches)
-    return folders

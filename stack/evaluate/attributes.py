@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stack.data.batch import BatchLoader
+from stack.data.cache import ShardCache
 from stack.data.stream import ShardStream
 from stack.evaluate.diversity import mode_counts, total_variation
 from stack.evaluate.features import Judge, caption_accuracy, extract
@@ -54,15 +55,16 @@ class Labelled:
         return torch.stack([~self.stated[self.modes], *others]).all(0)
 
 
-def read_labelled(folders: Sequence[str]) -> Labelled:
+def read_labelled(folders: Sequence[str], cache: ShardCache | None = None) -> Labelled:
     """All pictures of the folders with captions and attributes, each once.
 
     Raises:
         UserError: the shards have no pictures, captions or attributes.
     """
-    whole = ShardStream(folders, global_batch=1, lanes=1, seed=0, window=1).steps_per_epoch
+    options: dict[str, Any] = {"lanes": 1, "seed": 0, "window": 1, "cache": cache}
+    whole = ShardStream(folders, global_batch=1, **options).steps_per_epoch
     size = max(divisor for divisor in range(1, _BATCH + 1) if whole % divisor == 0)
-    stream = ShardStream(folders, global_batch=size, lanes=1, seed=0, window=1)
+    stream = ShardStream(folders, global_batch=size, **options)
     loader = iter(BatchLoader(stream, ("image", "text", "json")))
     batches = [next(loader) for _ in range(stream.steps_per_epoch)]
     notes = [note for batch in batches for note in batch["json"]]

@@ -44,6 +44,14 @@ class Ranks:
         dist.all_reduce(raised, op=dist.ReduceOp.MAX)
         return bool(raised)
 
+    def sum(self, *counts: int) -> list[int]:
+        """Sums of counts over ranks."""
+        if self.world_size == 1:
+            return list(counts)
+        total = torch.tensor(counts)
+        dist.all_reduce(total)
+        return total.tolist()
+
     def gather(self, value: Any) -> list[Any]:
         """Everyone's value, in rank order, on every rank; any object that pickles."""
         if self.world_size == 1:

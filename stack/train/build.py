@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 
 from stack.config.schema import Data, DistillRecipe, Mixture2DTeacher, SDTeacher
 from stack.data.batch import BatchLoader
+from stack.data.cache import ShardCache
+from stack.data.index import MANIFEST
+from stack.data.storage import is_url
 from stack.data.stream import ShardStream
 from stack.diffusion.schedule import DiscreteSchedule
 from stack.diffusion.timesteps import UniformTimes
@@ -31,7 +35,7 @@ from stack.nets.toy import (
     SkewedStudent,
     ring,
 )
-from stack.nets.vae import load_vae, vae_hash
+from stack.nets.vae import from_uint8, load_vae, vae_hash
 from stack.parallel.collectives import ALONE, Ranks
 from stack.sample.generate import TextToImage, generate
 from stack.sample.grid import save_grid
@@ -89,7 +93,17 @@ def stream_of(
         weights=data.weights,
         rank=ranks.rank,
         world_size=ranks.world_size,
+        cache=cache_of(data),
+        retries=data.retries,
     )
+
+
+def cache_of(data: Data) -> ShardCache | None:
+    """The node's cache of remote shards, where a data section names any."""
+    if not any(is_url(os.path.expandvars(folder)) for folder in data.folders):
+        return None
+    folder = Path(data.cache or f"{tempfile.gettempdir()}/f-distill-shards-{os.getuid()}")
+    return ShardCache(folder, int(data.cache_gb * 1e9))
 
 
 def build_distill(recipe: DistillRecipe, ranks: Ranks = ALONE) -> Job:
@@ -189,12 +203,20 @@ def _build_sd(recipe: DistillRecipe, device: torch.device, ranks: Ranks) -> Job:
     stream = stream_of(recipe.data, recipe.seed, ranks=ranks)
     _check_makers(stream, folder)
     _check_size(stream, vae.factor, teacher.unet.config.sample_size)
+
+    @torch.no_grad()
+    def encode(images: Tensor) -> Tensor:
+        # In half precision, as data_prep latents stores them.
+        return vae.encode_mean(from_uint8(images.to(device))).half()
+
     loader = BatchLoader(
         stream,
         ("latent", "tokens"),
         workers=recipe.data.workers,
+        prefetch=recipe.data.prefetch,
         pin_memory=device.type == "cuda",
         tokenize=text.tokenize,
+        encode=encode,
     )
     source = LatentSource(
         loader,
@@ -271,7 +293,7 @@ def _check_size(stream: ShardStream, factor: int, size: int) -> None:
     for folder, manifest in stream.manifests.items():
         if manifest.resolution and manifest.resolution != size * factor:
             raise UserError(
-                f"{folder}/manifest.json: resolution: {manifest.resolution}, but the teacher's is "
+                f"{folder.file(MANIFEST)}: resolution: {manifest.resolution}, but the teacher's is "
                 f"{size * factor}; prepare shards of that size"
             )
 
@@ -284,7 +306,7 @@ def _check_makers(stream: ShardStream, teacher: Path) -> None:
         for part, made in (("vae", manifest.vae), ("tokenizer", manifest.tokenizer)):
             if made and made.hash != wanted[part]:
                 raise UserError(
-                    f"{folder}/manifest.json: {part}.hash: {made.hash[:12]} is not that of "
+                    f"{folder.file(MANIFEST)}: {part}.hash: {made.hash[:12]} is not that of "
                     f"{teacher}/{part} ({wanted[part][:12]}); "
                     f"run python -m data_prep {verbs[part]} with this teacher"
                 )

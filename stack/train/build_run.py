@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from stack.config.load import dump_recipe, identity_changes, load_recipe
-from stack.config.schema import Recipe
+from stack.config.schema import DistillRecipe, PretrainRecipe, Recipe
 from stack.parallel.collectives import ALONE, Ranks
 from stack.train.build import Job
 from stack.train.trainer import Trainer
@@ -55,7 +55,9 @@ def _claim(recipe: Recipe, folder: Path, *, resume: bool, overwrite: bool) -> No
     write_atomic(stored, dump_recipe(recipe))
 
 
-def trainer_of(recipe: Recipe, job: Job, folder: Path, ranks: Ranks = ALONE) -> Trainer:
+def trainer_of(
+    recipe: DistillRecipe | PretrainRecipe, job: Job, folder: Path, ranks: Ranks = ALONE
+) -> Trainer:
     """The training loop of one job in ``folder``."""
     return Trainer(
         folder,
@@ -67,6 +69,7 @@ def trainer_of(recipe: Recipe, job: Job, folder: Path, ranks: Ranks = ALONE) -> 
         sample_every=recipe.log.sample_every,
         save_every=recipe.checkpoint.every,
         keep_last=recipe.checkpoint.keep_last,
+        bad_samples=recipe.data.bad_samples if recipe.data else 0.0,
         ranks=ranks,
     )
 

@@ -71,7 +71,9 @@ def build_vae(recipe: PretrainRecipe, ranks: Ranks = ALONE) -> tuple[Job, Autoen
     task = VaeTask(
         model, weights, seed=recipe.seed, total=config.iterations, kl_weight=config.kl_weight
     )
-    loader = BatchLoader(stream, ("image",), workers=recipe.data.workers)
+    loader = BatchLoader(
+        stream, ("image",), workers=recipe.data.workers, prefetch=recipe.data.prefetch
+    )
     return Job(task, RawSource(loader, samples=config.batch)), model
 
 
@@ -105,7 +107,7 @@ def build_unet(
     parts = TeacherParts(denoiser, text, vae, EMA(module, config.ema))
     latents = LatentCache(vae)
     if sum(manifest.samples for manifest in stream.manifests.values()) <= _CACHED_SAMPLES:
-        latents.fill(_pictures(stream, device))
+        latents.fill(_pictures(recipe, device))
     task = UnetTask(
         denoiser,
         text,
@@ -120,6 +122,7 @@ def build_unet(
         stream,
         ("image", "tokens", "key"),
         workers=recipe.data.workers,
+        prefetch=recipe.data.prefetch,
         tokenize=text.tokenize,
     )
     return Job(task, RawSource(loader, samples=config.batch)), parts
@@ -165,15 +168,14 @@ def _resolution(stream: ShardStream) -> int:
     return side
 
 
-def _pictures(stream: ShardStream, device: torch.device) -> Iterator[tuple[list[str], Tensor]]:
+def _pictures(recipe: PretrainRecipe, device: torch.device) -> Iterator[tuple[list[str], Tensor]]:
     """Keys and pictures of every sample once, in an order that is always the same."""
-    for folder, manifest in stream.manifests.items():
-        every = ShardStream([folder], global_batch=1, lanes=1, seed=0, window=1)
-        samples = iter(BatchLoader(every, ("image", "key")))
-        for first in range(0, manifest.samples, _ENCODED):
-            rows = list(islice(samples, min(_ENCODED, manifest.samples - first)))
-            images = torch.cat([row["image"] for row in rows])
-            yield [key for row in rows for key in row["key"]], images.to(device)
+    data = recipe.data.model_copy(update={"weights": None, "lanes": 1, "window": 1})
+    stream = stream_of(data, seed=0, batch=1)
+    samples = islice(BatchLoader(stream, ("image", "key")), stream.steps_per_epoch)
+    while rows := list(islice(samples, _ENCODED)):
+        images = torch.cat([row["image"] for row in rows])
+        yield [key for row in rows for key in row["key"]], images.to(device)
 
 
 @torch.no_grad()

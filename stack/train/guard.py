@@ -1,4 +1,4 @@
-"""What may stop a run: signals, and too many skipped iterations."""
+"""What may stop a run: signals, too many skipped iterations, too many damaged samples."""
 
 from __future__ import annotations
 
@@ -53,4 +53,31 @@ class SkipBudget:
             raise UserError(
                 f"{run}: iteration {iteration}: {self.row} iterations in a row had a loss or "
                 "gradient that is not finite; lower optim.*.lr, or resume from the last checkpoint"
+            )
+
+
+class DamageBudget:
+    """Compares the damaged samples of each epoch with a share of its samples."""
+
+    def __init__(self, share: float, *, per_epoch: int, batch: int) -> None:
+        """Args: share: that may be damaged. per_epoch, batch: samples of an epoch, of a step."""
+        self.share, self.per_epoch, self.batch = share, per_epoch, batch
+        self.epoch, self.before, self.total = -1, 0, 0
+
+    def count(self, total: int, iteration: int) -> None:
+        """Note the damaged samples of all ranks since the start, at an iteration.
+
+        Raises:
+            UserError: this epoch has had too many.
+        """
+        epoch = iteration * self.batch // self.per_epoch
+        if epoch != self.epoch:
+            self.epoch, self.before = epoch, self.total
+        self.total = total
+        bad = total - self.before
+        if bad > self.share * self.per_epoch:
+            raise UserError(
+                f"data.bad_samples: {bad} damaged of the {self.per_epoch} samples of epoch "
+                f"{epoch}, more than {self.share:.2%}; see the shards named above, and "
+                "python -m data_prep verify"
             )

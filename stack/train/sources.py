@@ -32,6 +32,7 @@ class LatentSource:
     ) -> None:
         self.loader, self.text, self.scale = loader, text, scale
         self.samples, self.accumulation, self.device = samples, accumulation, device
+        self.epoch_samples = samples * loader.stream.steps_per_epoch
         self.batches = iter(loader)
         with torch.no_grad():
             self.null = text(text.null_ids[None].to(device))
@@ -71,7 +72,8 @@ class KeyedSource:
         accumulation: int,
     ) -> None:
         """Args: samples: of an iteration over all ranks; positions: (B,) this rank's."""
-        self.draw, self.samples, self.accumulation = draw, samples, accumulation
+        self.draw, self.accumulation = draw, accumulation
+        self.samples = self.epoch_samples = samples
         self.positions = positions
         self.iteration = 0
 
@@ -96,6 +98,7 @@ class RawSource:
 
     def __init__(self, loader: BatchLoader, *, samples: int) -> None:
         self.loader, self.samples = loader, samples
+        self.epoch_samples = samples * loader.stream.steps_per_epoch
         self.batches = iter(loader)
 
     def take(self) -> Sequence[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from stack.checkpoint import commit, read, verify
 from stack.parallel.collectives import ALONE, Ranks
-from stack.train.guard import SkipBudget, StopFlag, stop_on_signals
+from stack.train.guard import DamageBudget, SkipBudget, StopFlag, stop_on_signals
 from stack.train.metrics import MetricsLog
+from stack.util.errors import UserError
 from stack.util.progress import progress
 
 
@@ -54,11 +56,14 @@ class Source(Protocol):
     samples: int
     """Samples of an iteration, over all ranks."""
 
+    epoch_samples: int
+    """Samples until any is met again."""
+
     def take(self) -> Sequence[Any]:
-        """This rank's micro-batches of the next iteration."""
+        """This rank's micro-batches of the next iteration; UserError if they cannot be read."""
 
     def counts(self) -> dict[str, int]:
-        """What the log should know of this rank's samples so far, such as damaged ones."""
+        """What the log should know of this rank's samples so far, such as `bad_samples`."""
 
     def state_dict(self) -> dict[str, Any]:
         """Position, counting delivered batches."""
@@ -76,6 +81,7 @@ class Trainer:
         recipe_text: the resolved recipe. code_hash: of the code that runs.
         log_every, sample_every, save_every: iterations between; 0 samples: none.
         keep_last: newest checkpoints kept.
+        bad_samples: share of an epoch's samples that may be damaged.
         ranks: the first one writes; all of them train and read.
     """
 
@@ -88,6 +94,7 @@ class Trainer:
     sample_every: int
     save_every: int
     keep_last: int
+    bad_samples: float = 0.0
     ranks: Ranks = ALONE
 
     def fit(self) -> str | None:
@@ -114,10 +121,12 @@ class Trainer:
 
     def _loop(self, first: int, budget: SkipBudget, log: MetricsLog, stop: StopFlag) -> str | None:
         total = self.task.total
-        meter = _Meter(self.source.samples)
+        meter, size = _Meter(self.source.samples), self.source.samples
+        damage = DamageBudget(self.bad_samples, per_epoch=self.source.epoch_samples, batch=size)
         with progress(self.task.name, total=total, initial=first) as bar:
             for iteration in range(first, total):
-                figures, stepped = self.task.iteration(iteration, meter.fetch(self.source))
+                batches = self._take(meter, iteration, damage)
+                figures, stepped = self.task.iteration(iteration, batches)
                 meter.iterations += 1
                 budget.count(stepped, iteration, self.folder)
                 done = iteration + 1
@@ -127,7 +136,7 @@ class Trainer:
                     row = self.task.summary(self._over_ranks(figures))
                     shown = {name[5:]: value for name, value in row.items() if "loss/" in name}
                     rates = meter.read() if not late or done == total else {}
-                    told = row | rates | self.source.counts()
+                    told = row | rates | self._counts()
                     log.row(done, told | {"skipped": budget.skipped})
                 bar.advance(1, **shown)
                 if self.ranks.first and self.sample_every and done % self.sample_every == 0:
@@ -140,6 +149,28 @@ class Trainer:
                     log.event(f"stopped by {reason}", done)
                     return reason
         return None
+
+    def _take(self, meter: _Meter, iteration: int, damage: DamageBudget) -> Sequence[Any]:
+        """This rank's micro-batches. Where one rank has none, all stop with what it says."""
+        batches: Sequence[Any] = ()
+        error = None
+        try:
+            batches = meter.fetch(self.source)
+        except UserError as caught:
+            error = str(caught)
+        bad = self.source.counts().get("bad_samples", 0)
+        bad, broken = self.ranks.sum(bad, error is not None)
+        if broken:
+            raise UserError(next(filter(None, self.ranks.gather(error))))
+        damage.count(bad, iteration)
+        return batches
+
+    def _counts(self) -> dict[str, int]:
+        """The source's counts, added up over ranks."""
+        total = Counter[str]()
+        for counts in self.ranks.gather(self.source.counts()):
+            total.update(counts)
+        return dict(total)
 
     def _newest(self) -> Path | None:
         """The checkpoint to go on from: the first rank looks, and tells the others."""

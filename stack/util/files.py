@@ -52,9 +52,15 @@ def read_json(path: str | Path) -> Any:
         UserError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text())
+        return parse_json(Path(path).read_bytes(), path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+
+
+def parse_json(data: bytes, path: str | Path) -> Any:
+    """The value of JSON bytes that came from ``path``; UserError if they are none."""
+    try:
+        return json.loads(data)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not JSON ({error}); restore or rebuild it") from None
 

@@ -25,6 +25,7 @@ from stack.evaluate.features import (
 from stack.evaluate.latency import device_name
 from stack.parallel.collectives import Ranks, ranks_of
 from stack.sample.generate import TextToImage, generate
+from stack.train.build import cache_of
 from stack.train.build_pictures import teacher_and_student
 from stack.util.errors import UserError
 from stack.util.files import write_json
@@ -51,7 +52,7 @@ def evaluate(
     recipe, teacher, student = teacher_and_student(run)
     assert recipe.data
     with ranks_of(recipe.parallel.backend) as ranks:
-        data = read_labelled(recipe.data.folders)
+        data = read_labelled(recipe.data.folders, cache_of(recipe.data))
         wanted = recipe.evaluation
         samples = samples or wanted.samples
         if samples < _FEWEST:

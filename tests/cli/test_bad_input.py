@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from data_prep.shards import ShardFolder, Tally
 from stack.data.index import Manifest, fingerprint
 from tests.cli.refusal import refused
 from tests.pipeline import (
@@ -136,12 +137,16 @@ def test_pretraining_on_bad_data(
     assert tree(tmp_path) == before
 
 
-def test_data_without_latents(
+def test_data_without_latents_and_pictures(
     tmp_path: Path, world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fields = recipe_fields(world, data={"folders": [str(world.shards)], "global_batch": 8})
+    shards = ShardFolder(tmp_path / "captions", {"captions": 64})
+    rows = [(f"{n}", {"txt": b"a caption"}) for n in range(64)]
+    shards.write("000000.tar", rows, Tally())
+    shards.finish()
+    fields = recipe_fields(world, data={"folders": [str(shards.out)], "global_batch": 8})
     line = refused(capsys, "distill", write_recipe(tmp_path, fields))
-    assert line == f"{world.shards}: latent: not in these shards; run `python -m data_prep latents`"
+    assert line == f"{shards.out}: latent: not in these shards; run `python -m data_prep latents`"
     assert not (tmp_path / "run").exists()
 
 

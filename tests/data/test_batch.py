@@ -108,8 +108,8 @@ def test_missing_token_ids_are_made_on_the_fly_and_this_is_said_once(make_folder
             assert set(batch) == {"position", "tokens", "key"}
             assert batch["tokens"][:, 5].tolist() == [int(key) for key in batch["key"]]
     assert [message.split()[1] for message in caplog.messages] == ["shards", "longer"]
-    assert "tokenised while training" in caplog.messages[0]
-    assert batches.truncated == 3
+    assert "no tokens: made from text while training" in caplog.messages[0]
+    assert batches.counts()["truncated_captions"] == 3
 
 
 def test_token_ids_in_the_shards_are_preferred(folder):

@@ -54,6 +54,8 @@ def test_iterations_count_from_zero_and_turns_are_as_the_paper_says() -> None:
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_accumulation_does_not_change_the_update(divergence: str, source: str) -> None:
     updates = {}
+    # Updates are differences of float32 weights, so they are known to an ulp of these.
+    ulp = torch.finfo(torch.float32).eps * max(w.abs().max() for w in weights_of(make()).values())
     for parts in (1, 2, 4):
         algorithm = make(divergence, feature_source=source, guidance=1.75)
         before = weights_of(algorithm)
@@ -67,7 +69,7 @@ def test_accumulation_does_not_change_the_update(divergence: str, source: str) -
     for parts in (2, 4):
         for one, other in zip(updates[1], updates[parts], strict=True):
             largest = one.abs().max().item()
-            torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5 * largest)
+            torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5 * largest + ulp.item())
 
 
 def test_all_losses_use_the_weights_from_before_the_iteration() -> None:

@@ -1,0 +1,221 @@
+"""Where folders of shards lie: on a disk of this machine, or behind a URL.
+
+Remote folders are read through fsspec (s3://, gs://, hf://, https://, ...); their shards come
+through a `ShardCache`, and are checked against the manifest before they are used. A URL may hold
+a password or a signed query: it is shown without them, and so are the errors of libraries.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import braceexpand
+import fsspec
+
+from stack.data.cache import ShardCache, evicted, touch
+from stack.data.index import MANIFEST, Manifest, check_shards
+from stack.util.errors import UserError
+from stack.util.retry import retry
+
+_PIECE = 8 << 20
+"""Bytes of one ranged request: what a cut transfer loses at most."""
+_VERSION = ("ETag", "etag", "md5Hash", "generation", "blob_id", "LastModified", "mtime", "created")
+"""What tells two versions of a remote file apart, by whatever name a filesystem has for it."""
+_URL = re.compile(r"(?P<kind>\w+://)(?:[^/@\s'\"]*@)?(?P<place>[^?#\s'\")>]*)[^\s'\")>]*")
+
+
+class Folder(Protocol):
+    """A folder of shards; `str` gives its name for messages."""
+
+    def manifest(self) -> Manifest:
+        """Read and check the manifest; UserError names the file and field at fault."""
+
+    def check(self, manifest: Manifest) -> None:
+        """Compare the files with the manifest as far as this is cheap."""
+
+    def file(self, name: str) -> str:
+        """The name of one of its files for messages."""
+
+    def open(self, name: str, sha256: str, size: int | None = None) -> IO[bytes]:
+        """A file that the manifest lists, opened unbuffered for positioned reads."""
+
+    def keep(self, file: IO[bytes], *, used: bool) -> bool:
+        """Whether to keep an open file open; `used`: whether it was just read."""
+
+
+@dataclass(frozen=True)
+class LocalFolder:
+    """A folder on a disk that this machine sees."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def manifest(self) -> Manifest:
+        return Manifest.read(self.path)
+
+    def check(self, manifest: Manifest) -> None:
+        check_shards(self.path, manifest.shards)
+
+    def file(self, name: str) -> str:
+        return str(self.path / name)
+
+    def open(self, name: str, sha256: str, size: int | None = None) -> IO[bytes]:
+        return open(self.path / name, "rb", buffering=0)
+
+    def keep(self, file: IO[bytes], *, used: bool) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class RemoteFolder:
+    """A folder behind a URL. `retries`: tries after the first of a request that fails."""
+
+    url: str
+    cache: ShardCache = field(compare=False)
+    retries: int = field(default=6, compare=False)
+
+    def __str__(self) -> str:
+        return redact(self.url)
+
+    def file(self, name: str) -> str:
+        return redact(self._address(name))
+
+    def manifest(self) -> Manifest:
+        def read() -> bytes:
+            system, path = _filesystem(self._address(MANIFEST))
+            return system.cat_file(path)
+
+        return Manifest.parse(self._retry(read, MANIFEST), self.file(MANIFEST))
+
+    def check(self, manifest: Manifest) -> None:
+        """Nothing: a shard's size and checksum are compared when it is fetched."""
+
+    def open(self, name: str, sha256: str, size: int | None = None) -> IO[bytes]:
+        def open_() -> IO[bytes]:
+            system, path = _filesystem(self._address(name))
+            about = system.info(path)
+            there = about.get("size")
+            if size is not None and there not in (size, None):
+                raise UserError(
+                    f"{self.file(name)}: bytes: {there} there, {size} in {MANIFEST}; "
+                    "the tar was cut short or replaced"
+                )
+            whole = there if size is None else size
+            version = " ".join(str(about[key]) for key in _VERSION if key in about)
+
+            def fetch(part: IO[bytes]) -> None:
+                self._transfer(name, system, path, part, whole)
+                part.seek(0)
+                if hashlib.file_digest(part, "sha256").hexdigest() != sha256:
+                    part.truncate(0)
+                    raise _WrongBytesError("sha256 is not the one that the manifest lists")
+
+            return self.cache.open(self._address(name), version, whole or 0, fetch)
+
+        return self._retry(open_, name)
+
+    def keep(self, file: IO[bytes], *, used: bool) -> bool:
+        """False for a file that has been evicted: only closing it frees its disk space."""
+        if evicted(file):
+            return False
+        if used:
+            touch(file)
+        return True
+
+    def _transfer(
+        self, name: str, system: Any, path: str, part: IO[bytes], whole: int | None
+    ) -> None:
+        """Append what the part lacks, piece by piece; each piece that is written stays."""
+        while whole is None or (have := part.tell()) < whole:
+            if whole is None:
+                part.write(system.cat_file(path))
+                return
+            end = min(have + _PIECE, whole)
+            data = self._retry(lambda a=have, b=end: system.cat_file(path, start=a, end=b), name)
+            if len(data) == whole > end - have:
+                part.truncate(0)  # The server knows no ranges and sent everything.
+            elif len(data) > end - have or not data:
+                raise _WrongBytesError(f"{len(data)} bytes came for a request of {end - have}")
+            part.write(data)
+
+    def _address(self, name: str) -> str:
+        base, mark, query = self.url.partition("?")
+        return f"{base.rstrip('/')}/{name}{mark}{query}"
+
+    def _retry(self, action: Any, name: str) -> Any:
+        # Filesystems raise what their libraries do, so any exception may be a passing one.
+        return retry(
+            action,
+            self.file(name),
+            retries=self.retries,
+            transient=(Exception,),
+            tell=lambda error: redact(str(error)),
+        )
+
+
+class _WrongBytesError(OSError):
+    """What came is not what was asked for."""
+
+
+def is_url(spec: str | Path) -> bool:
+    return "://" in os.fspath(spec)
+
+
+def redact(text: str) -> str:
+    """The text with the passwords and queries of its URLs left out."""
+    return _URL.sub(r"\g<kind>\g<place>", text)
+
+
+def expand(spec: str | Path, cache: ShardCache | None = None, retries: int = 6) -> list[Folder]:
+    """The folders that a path or URL with $VARIABLES, braces and globs stands for, in order.
+
+    Raises:
+        UserError: a variable is not set, a pattern matches nothing, or a URL has no cache.
+    """
+    text = os.path.expandvars(os.fspath(spec))
+    if unset := re.search(r"\$\{?\w+\}?", text):
+        raise UserError(f"{redact(text)}: {unset.group()}: this variable is not set")
+    folders: list[Folder] = []
+    for pattern in braceexpand.braceexpand(text):
+        if not is_url(pattern):
+            matches = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
+            folders += [LocalFolder(Path(match)) for match in matches]
+        elif cache is None:
+            raise UserError(f"{redact(pattern)}: a URL needs a cache on this machine")
+        else:
+            matches = _remote_glob(pattern, retries)
+            folders += [RemoteFolder(match, cache, retries) for match in matches]
+        if not matches:
+            raise UserError(f"{redact(pattern)}: no folder matches this pattern")
+    return folders
+
+
+def _remote_glob(pattern: str, retries: int) -> list[str]:
+    base, mark, query = pattern.partition("?")
+    if not glob.has_magic(base):
+        return [pattern]
+    system, path = _filesystem(base)
+    found = retry(
+        lambda: system.glob(path),
+        redact(pattern),
+        retries=retries,
+        transient=(Exception,),
+        tell=lambda error: redact(str(error)),
+    )
+    return [f"{system.unstrip_protocol(name)}{mark}{query}" for name in sorted(found)]
+
+
+def _filesystem(address: str) -> tuple[Any, str]:
+    """fsspec's filesystem, which it makes anew in a forked process, and the path in it."""
+    try:
+        return fsspec.url_to_fs(address)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{redact(address)}: {redact(str(error))}") from None
