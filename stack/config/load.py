@@ -22,7 +22,7 @@ _ALIASES = {
     "fkl": "forward_kl",
 }
 _RECIPE: TypeAdapter[DistillRecipe | PretrainRecipe] = TypeAdapter(AnyRecipe)
-_JOBS = {"distill": DistillRecipe, "pretrain": PretrainRecipe}
+_JOBS: dict[str, type[BaseModel]] = {"distill": DistillRecipe, "pretrain": PretrainRecipe}
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> DistillRecipe | PretrainRecipe:

@@ -11,7 +11,7 @@ from before it. Nothing here knows how many processes there are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -125,7 +125,8 @@ class FDistill:
     """One training algorithm over a student, a fake score, a teacher and discriminator heads.
 
     Args:
-        student, fake, teacher, heads: the networks; the first three start out equal.
+        student, fake, teacher, heads: the networks; the first three start out equal, and the
+            student is called as G(z, t, c).
         student_weights, fake_weights, heads_weights: how they are trained.
         ratio: from log r to h.
         score_times: times of score difference, ratio and GAN; fake_times: of the fake score.
@@ -134,7 +135,7 @@ class FDistill:
         all_reduce_mean: mean of a tensor over ranks.
     """
 
-    student: Denoiser
+    student: Callable[[Tensor, Tensor, Tensor], Tensor]
     fake: Denoiser
     teacher: Denoiser
     heads: Heads
@@ -196,7 +197,7 @@ class FDistill:
 
     def generate(self, batch: Batch, noise: Noise) -> Tensor:
         """x = G(z, c): the student called once, at the last time T - 1."""
-        t = torch.full_like(batch.positions, self.student.schedule.steps - 1)
+        t = torch.full_like(batch.positions, self.teacher.schedule.steps - 1)
         return self.student(noise.normal("z", batch.x0), t, batch.c)
 
     # Student: Theorem 1 and the GAN loss, through frozen critics.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from itertools import chain, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,7 @@ class MixtureDenoiser(nn.Module):
 
     def sample(self, positions: Tensor, *, seed: int, iteration: int) -> Tensor:
         """(B, 2) data, a function of the key alone."""
-        key = {"seed": seed, "iteration": iteration, "positions": positions}
+        key: dict[str, Any] = {"seed": seed, "iteration": iteration, "positions": positions}
         mode = (keyed.uniform((), role="data/mode", **key) * len(self.centres)).long()
         return self.centres[mode] + self.std * keyed.normal((2,), role="data/noise", **key)
 

@@ -56,8 +56,8 @@ class TextToImage:
         def x0_of(x_t: Tensor, t: Tensor) -> Tensor:
             if self.guidance == 1:
                 return self.denoiser(x_t, t, c)
-            halves = self.denoiser(x_t.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
-            return guide(*halves, self.guidance)
+            told, untold = self.denoiser(x_t.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
+            return guide(told, untold, self.guidance)
 
         schedule = self.denoiser.schedule
         return ddim(x0_of, noise, schedule, trailing_times(self.steps, schedule.steps))

@@ -123,20 +123,20 @@ def assemble(
     recipe: DistillRecipe,
     ranks: Ranks,
     student: nn.Module,
-    fake: nn.Module,
+    fake: SDDenoiser | SkewedDenoiser,
     teacher: Denoiser,
-    heads: nn.Module,
+    heads: MultiHead,
     draw: Callable[[int, Path], None],
 ) -> DistillTask:
     """The algorithm around its networks, the same for every kind of teacher."""
     k, total = recipe.student_every, recipe.iterations
     critic_steps = total if recipe.alternation == "joint" else total - total // k
     optim = recipe.optim
-    weights = [
+    weights = (
         adam_weights("student", student, ranks, total=total // k, **optim.student.model_dump()),
         adam_weights("fake", fake, ranks, total=critic_steps, **optim.fake.model_dump()),
         adam_weights("heads", heads, ranks, total=critic_steps, **optim.heads.model_dump()),
-    ]
+    )
     average = EMA(student, recipe.ema) if recipe.ema else None
     for name, (_, last) in recipe.times.model_dump().items():
         if last >= teacher.schedule.steps:
@@ -274,7 +274,7 @@ def _build_mixture(recipe: DistillRecipe, device: torch.device, ranks: Ranks) ->
 
         stages[iteration] = points()
         real, reach = data(0, shown).cpu().numpy(), _REACH * given.std
-        rows = {recipe.divergence: stages}
+        rows: dict[str, dict[int, np.ndarray]] = {recipe.divergence: stages}
         scatter_modes(out / "modes.png", real, rows, centres.numpy(), reach=reach)
 
     return Job(assemble(recipe, ranks, student, fake, teacher, heads, draw), source)

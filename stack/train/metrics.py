@@ -70,8 +70,9 @@ class MetricsLog:
     def row(self, step: int, values: Mapping[str, float]) -> None:
         """One logged step."""
         self._append({"step": step, "time": round(self.seconds, 3)} | dict(values))
-        for name, value in values.items() if self.board else ():
-            self.board.add_scalar(name, value, step)
+        if self.board:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flush both files."""

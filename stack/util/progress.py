@@ -39,8 +39,9 @@ class _RichBar:
     def advance(self, count: int = 1, **figures: float) -> None:
         self.done += count
         rate = (self.done - self.initial) / max(time.monotonic() - self.start, 1e-9)
-        shown = {"figures": _figures(figures)} if figures else {}
-        self.bars.update(self.task, advance=count, rate=f"{rate:.1f}/s", **shown)
+        self.bars.update(self.task, advance=count, rate=f"{rate:.1f}/s")
+        if figures:
+            self.bars.update(self.task, figures=_figures(figures))
 
 
 class _PlainBar:

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from stack.cli import VERBS, main
+from stack.arguments import VERBS
+from stack.cli import main
 from tests.pipeline import ROOT
 
 HEAVY = {"torch", "diffusers", "transformers", "sklearn", "matplotlib", "numpy", "pyarrow"}
@@ -118,7 +119,7 @@ def test_overrides_before_and_behind_options(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    monkeypatch.setattr("stack.cli._load", lambda args, job: seen.append(args) or 1 / 0)
+    monkeypatch.setattr("stack.arguments.load", lambda args, job: seen.append(args) or 1 / 0)
     monkeypatch.chdir(ROOT)
     with pytest.raises(ZeroDivisionError):
         main(["distill", *arguments])
