@@ -167,19 +167,40 @@ def _add_bench(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace], 
     )
     _json_option(data)
 
-    def run(args: argparse.Namespace) -> int:
-        from stack.verbs.bench import bench_data
+    data.set_defaults(bench=_bench_data)
+    order = parts.add_parser(
+        "order",
+        help="how well the order of samples is shuffled",
+        description="Walk one epoch of an imagined dataset that is sorted by label, and print "
+        "for each number of lanes and each window how much of that order is left.",
+    )
+    for name, default, what in (
+        ("--shards", 100, "shards, each of one label"),
+        ("--samples", 1000, "samples of a shard"),
+        ("--batch", 512, "samples of a global batch"),
+    ):
+        order.add_argument(name, type=_positive, default=default, help=f"{what} (%(default)s)")
+    for name, values in (("--lanes", [8, 64, 512]), ("--window", [1, 64, 1024, 4096])):
+        order.add_argument(name, type=_positive, nargs="+", default=values, metavar="N")
+    _json_option(order)
+    order.set_defaults(bench=_bench_order)
+    return lambda args: args.bench(args)
 
-        bench_data(
-            args.folder,
-            fields=args.field,
-            batch=args.batch,
-            seconds=args.seconds,
-            json_file=args.json,
-        )
-        return 0
 
-    return run
+def _bench_data(args: argparse.Namespace) -> int:
+    from stack.verbs.bench_data import bench_data
+
+    what = {"fields": args.field, "batch": args.batch, "seconds": args.seconds}
+    bench_data(args.folder, **what, json_file=args.json)
+    return 0
+
+
+def _bench_order(args: argparse.Namespace) -> int:
+    from stack.verbs.bench_order import bench_order
+
+    dataset = {"shards": args.shards, "samples": args.samples, "batch": args.batch}
+    bench_order(**dataset, lanes=args.lanes, windows=args.window, json_file=args.json)
+    return 0
 
 
 def _add_show_config(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:

@@ -12,18 +12,22 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
-from typing import IO
 
 from stack.util.errors import UserError
 from stack.util.files import fsync
+from stack.util.retry import FULL, reason
 
 _MEMORY = Path("/dev/shm")
 _LOCK = ".lock"
+_OURS = re.compile(r"[0-9a-f]{32}-.+")
+"""Names of cached files and parts; anything else in the folder is somebody's and stays."""
 
-Fetch = Callable[[IO[bytes]], None]
+Fetch = Callable[[FileIO], None]
 """Appends to a file, from its present end on, what it lacks, and checks the whole."""
 
 
@@ -44,7 +48,7 @@ class ShardCache:
         except OSError as error:
             raise UserError(f"data.cache: {folder}: {error.strerror}") from None
 
-    def open(self, address: str, version: str, size: int, fetch: Fetch) -> IO[bytes]:
+    def open(self, address: str, version: str, size: int, fetch: Fetch) -> FileIO:
         """A whole file, open for reading; fetched first if it is not there.
 
         Args:
@@ -52,7 +56,7 @@ class ShardCache:
                 it. size: of the whole file in bytes.
 
         Raises:
-            UserError: the file does not fit into the cache.
+            UserError: the file does not fit into the cache, or the disk is full.
         """
         base = address.partition("?")[0].rpartition("/")[2]
         digest = hashlib.sha256(f"{address}\n{version}".encode()).hexdigest()
@@ -75,51 +79,79 @@ class ShardCache:
             if path.exists():
                 os.unlink(part.name)
                 return False
-            self._make_room(path, size)
+            if not self._make_room(size):
+                os.unlink(part.name)
+                raise UserError(
+                    f"data.cache_gb: {self.limit / 1e9:g} GB in {self.folder} cannot hold "
+                    f"{path.name[33:]} of {size / 1e9:g} GB beside what is being fetched; raise it"
+                )
             part.seek(0, os.SEEK_END)
-            fetch(part)
-            part.flush()
-            os.fsync(part.fileno())
-            os.replace(part.name, path)
+            try:
+                fetch(part)
+                os.fsync(part.fileno())
+            except OSError as error:
+                if error.errno in FULL:
+                    raise UserError(f"data.cache: {self.folder}: {reason(error)}") from None
+                raise
+            with _exclusive(self.folder / _LOCK):
+                os.replace(part.name, path)
             fsync(self.folder)
         return True
 
-    def _make_room(self, wanted: Path, size: int) -> None:
+    def _make_room(self, size: int) -> bool:
         """Remove the least recently used files until the limit holds, transfers under way (by
-        the size they will have) included."""
+        the size they will have) included. False if it cannot hold."""
+        if size > self.limit:
+            return False
         with _exclusive(self.folder / _LOCK):
-            sizes = {path: _final_size(path) for path in self.folder.glob("*-*")}
-            used = sum(sizes.values())
-            for path in sorted(sizes, key=_last_use):
-                if used > self.limit and not path.name.startswith(wanted.name):
-                    used -= sizes[path] * _remove_idle(path)
-        if used > self.limit:
-            raise UserError(
-                f"data.cache_gb: {self.limit / 1e9:g} GB in {self.folder} cannot hold "
-                f"{wanted.name[33:]} of {size / 1e9:g} GB beside what is being fetched; raise it"
-            )
+            files = self._files()
+            used = sum(bytes_ for _, bytes_, _ in files)
+            for _, bytes_, path in files:
+                if used > self.limit:
+                    used -= bytes_ * _remove_idle(path)
+        return used <= self.limit
+
+    def _files(self) -> list[tuple[float, int, Path]]:
+        """Last use, bytes and path of what is here, the least recently used first; of a part the
+        bytes it has or will have."""
+        found = []
+        for path in self.folder.iterdir():
+            with suppress(FileNotFoundError):  # A part that another process has just renamed.
+                if _OURS.fullmatch(path.name):
+                    about = path.stat()
+                    part = path.suffix == ".part"
+                    will = int(path.name.rsplit(".", 2)[1]) if part else 0
+                    found.append((about.st_mtime, max(will, about.st_size), path))
+        return sorted(found)
 
 
-def touch(file: IO[bytes]) -> None:
+def touch(file: FileIO) -> None:
     """Mark an open cached file as used just now."""
     os.utime(file.fileno())
 
 
-def evicted(file: IO[bytes]) -> bool:
+def evicted(file: FileIO) -> bool:
     """Whether an open file has been removed since."""
     return os.fstat(file.fileno()).st_nlink == 0
 
 
 @contextmanager
-def _exclusive(path: Path) -> Iterator[IO[bytes]]:
+def _exclusive(path: Path) -> Iterator[FileIO]:
     """A file of this name, made if need be, that no other process has in this context."""
     while True:
-        with open(path, "ab+") as file:
+        with open(path, "ab+", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             # The one who held it may have renamed or removed it.
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            if _lies_at(file, path):
                 yield file
                 return
+
+
+def _lies_at(file: FileIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _remove_idle(path: Path) -> bool:
@@ -134,14 +166,3 @@ def _remove_idle(path: Path) -> bool:
     except FileNotFoundError:
         return True
     return True
-
-
-def _final_size(path: Path) -> int:
-    """Bytes a file has or, in transfer, will have; 0 if it has just gone."""
-    if path.suffix == ".part":
-        return int(path.name.rsplit(".", 2)[1])
-    return path.stat().st_size if path.exists() else 0
-
-
-def _last_use(path: Path) -> float:
-    return path.stat().st_mtime if path.exists() else 0.0

@@ -54,8 +54,7 @@ class Values:
     def batch(self) -> Batch:
         columns = dict(zip(self.fields, zip(*self.rows, strict=True), strict=True))
         for name, values in columns.items():
-            shapes = [getattr(value, "shape", ()) for value in values]
-            _check_alike(name, dict(zip(shapes, self.keys, strict=True)))
+            _check_alike(name, dict(zip(map(_kind, values), self.keys, strict=True)))
         return {name: FIELDS[name].stack(values) for name, values in columns.items()}
 
 
@@ -83,10 +82,10 @@ class Arrays:
             self.first = shard.key(row)
             self._learn(shard.span(row, self.members), raw)
         for name, array, value in zip(self.fields, self.arrays, values, strict=True):
-            _check_alike(name, {array.shape[1:]: self.first, value.shape: shard.key(row)})
+            _check_alike(name, {_kind(array[0]): self.first, _kind(value): shard.key(row)})
             array[place] = value
 
-    def _learn(self, span: Sequence[int], raw: Mapping[str, memoryview]) -> None:
+    def _learn(self, span: list[int], raw: Mapping[str, memoryview]) -> None:
         """Lay out the buffers of one sample: before each array the gap to it and its header."""
         self.layout = _layout(span)
         self.pieces, end = [], 0
@@ -100,9 +99,9 @@ class Arrays:
     def _read_direct(self, shard: Shard, row: int, place: int) -> bool:
         """Whether the sample was of the known layout and whole, and is now in its place."""
         span = shard.span(row, self.members)
-        if _layout(span) != self.layout:
+        if not span or _layout(span) != self.layout:
             return False
-        targets = [array[place] for array in self.in_order]
+        targets = [array[place : place + 1] for array in self.in_order]
         buffers: list[Any] = []
         for (gap, head, *_), target in zip(self.pieces, targets, strict=True):
             buffers += (gap, head, target)
@@ -114,17 +113,23 @@ class Arrays:
         return True
 
     def batch(self) -> Batch:
-        named = zip(self.fields, self.arrays, strict=True)
+        arrays: list[Any] = self.arrays
+        named = zip(self.fields, arrays, strict=True)
         return {name: FIELDS[name].stack(array) for name, array in named}
 
 
-def _layout(span: Sequence[int]) -> Sequence[int]:
+def _layout(span: list[int]) -> list[int]:
     """What of `Shard.span` two samples that lie alike share: all but offset and checksums."""
     return span[1:4] + span[5::3] + span[6::3]
 
 
-def _check_alike(name: str, shapes: Mapping[tuple[int, ...], str]) -> None:
-    """UserError for more than one shape among samples, given as shape to key."""
-    if len(shapes) > 1:
-        seen = "; ".join(f"{key} has {shape}" for shape, key in sorted(shapes.items()))
-        raise UserError(f"{name}: samples of one batch differ in shape: {seen}")
+def _kind(value: Any) -> str:
+    """What all of a batch must have in common: shape and type of an array."""
+    return f"{value.shape} {value.dtype}" if isinstance(value, np.ndarray | np.generic) else ""
+
+
+def _check_alike(name: str, kinds: Mapping[str, str]) -> None:
+    """UserError for more than one kind among samples, given as kind to key."""
+    if len(kinds) > 1:
+        seen = "; ".join(f"{key} has {kind}" for kind, key in sorted(kinds.items()))
+        raise UserError(f"{name}: samples of one batch differ in shape or type: {seen}")

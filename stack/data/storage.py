@@ -11,9 +11,11 @@ import glob
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import braceexpand
 import fsspec
@@ -21,13 +23,18 @@ import fsspec
 from stack.data.cache import ShardCache, evicted, touch
 from stack.data.index import MANIFEST, Manifest, check_shards
 from stack.util.errors import UserError
-from stack.util.retry import retry
+from stack.util.retry import FINAL, reason, retry
 
 _PIECE = 8 << 20
 """Bytes of one ranged request: what a cut transfer loses at most."""
 _VERSION = ("ETag", "etag", "md5Hash", "generation", "blob_id", "LastModified", "mtime", "created")
 """What tells two versions of a remote file apart, by whatever name a filesystem has for it."""
-_URL = re.compile(r"(?P<kind>\w+://)(?:[^/@\s'\"]*@)?(?P<place>[^?#\s'\")>]*)[^\s'\")>]*")
+_FINAL_HERE = tuple(kind for kind in FINAL if kind is not FileNotFoundError)
+"""Final errors of a file that the manifest lists: HTTP filesystems call any failure not found."""
+_URL = re.compile(r"(?P<kind>\w+://)(?:[^/?\s'\"]*@)?(?P<place>[^?#\s'\")>]*)[^\s'\")>]*")
+
+
+Value = TypeVar("Value")
 
 
 class Folder(Protocol):
@@ -42,10 +49,10 @@ class Folder(Protocol):
     def file(self, name: str) -> str:
         """The name of one of its files for messages."""
 
-    def open(self, name: str, sha256: str, size: int | None = None) -> IO[bytes]:
+    def open(self, name: str, sha256: str, size: int | None = None) -> FileIO:
         """A file that the manifest lists, opened unbuffered for positioned reads."""
 
-    def keep(self, file: IO[bytes], *, used: bool) -> bool:
+    def keep(self, file: FileIO, *, used: bool) -> bool:
         """Whether to keep an open file open; `used`: whether it was just read."""
 
 
@@ -67,10 +74,10 @@ class LocalFolder:
     def file(self, name: str) -> str:
         return str(self.path / name)
 
-    def open(self, name: str, sha256: str, size: int | None = None) -> IO[bytes]:
+    def open(self, name: str, sha256: str, size: int | None = None) -> FileIO:
         return open(self.path / name, "rb", buffering=0)
 
-    def keep(self, file: IO[bytes], *, used: bool) -> bool:
+    def keep(self, file: FileIO, *, used: bool) -> bool:
         return True
 
 
@@ -78,7 +85,7 @@ class LocalFolder:
 class RemoteFolder:
     """A folder behind a URL. `retries`: tries after the first of a request that fails."""
 
-    url: str
+    url: str = field(repr=False)
     cache: ShardCache = field(compare=False)
     retries: int = field(default=6, compare=False)
 
@@ -91,15 +98,21 @@ class RemoteFolder:
     def manifest(self) -> Manifest:
         def read() -> bytes:
             system, path = _filesystem(self._address(MANIFEST))
-            return system.cat_file(path)
+            try:
+                return system.cat_file(path)
+            except FileNotFoundError:
+                raise UserError(
+                    f"{here}: missing; the folder is empty, unfinished or not of shards"
+                ) from None
 
-        return Manifest.parse(self._retry(read, MANIFEST), self.file(MANIFEST))
+        here = self.file(MANIFEST)
+        return Manifest.parse(_retry(read, here, self.retries), here)
 
     def check(self, manifest: Manifest) -> None:
         """Nothing: a shard's size and checksum are compared when it is fetched."""
 
-    def open(self, name: str, sha256: str, size: int | None = None) -> IO[bytes]:
-        def open_() -> IO[bytes]:
+    def open(self, name: str, sha256: str, size: int | None = None) -> FileIO:
+        def open_() -> FileIO:
             system, path = _filesystem(self._address(name))
             about = system.info(path)
             there = about.get("size")
@@ -109,9 +122,9 @@ class RemoteFolder:
                     "the tar was cut short or replaced"
                 )
             whole = there if size is None else size
-            version = " ".join(str(about[key]) for key in _VERSION if key in about)
+            version = " ".join([sha256, *(str(about[key]) for key in _VERSION if key in about)])
 
-            def fetch(part: IO[bytes]) -> None:
+            def fetch(part: FileIO) -> None:
                 self._transfer(name, system, path, part, whole)
                 part.seek(0)
                 if hashlib.file_digest(part, "sha256").hexdigest() != sha256:
@@ -120,9 +133,9 @@ class RemoteFolder:
 
             return self.cache.open(self._address(name), version, whole or 0, fetch)
 
-        return self._retry(open_, name)
+        return _retry(open_, self.file(name), self.retries, _FINAL_HERE)
 
-    def keep(self, file: IO[bytes], *, used: bool) -> bool:
+    def keep(self, file: FileIO, *, used: bool) -> bool:
         """False for a file that has been evicted: only closing it frees its disk space."""
         if evicted(file):
             return False
@@ -130,35 +143,28 @@ class RemoteFolder:
             touch(file)
         return True
 
-    def _transfer(
-        self, name: str, system: Any, path: str, part: IO[bytes], whole: int | None
-    ) -> None:
+    def _transfer(self, name: str, system: Any, path: str, part: FileIO, whole: int | None) -> None:
         """Append what the part lacks, piece by piece; each piece that is written stays."""
-        while whole is None or (have := part.tell()) < whole:
-            if whole is None:
-                part.write(system.cat_file(path))
-                return
+        if whole is None:
+            part.truncate(0)
+            _append(part, system.cat_file(path))
+            return
+        while (have := part.tell()) < whole:
             end = min(have + _PIECE, whole)
-            data = self._retry(lambda a=have, b=end: system.cat_file(path, start=a, end=b), name)
+
+            def piece(start: int = have, end: int = end) -> bytes:
+                return system.cat_file(path, start=start, end=end)
+
+            data = _retry(piece, self.file(name), self.retries, _FINAL_HERE)
             if len(data) == whole > end - have:
                 part.truncate(0)  # The server knows no ranges and sent everything.
             elif len(data) > end - have or not data:
                 raise _WrongBytesError(f"{len(data)} bytes came for a request of {end - have}")
-            part.write(data)
+            _append(part, data)
 
     def _address(self, name: str) -> str:
         base, mark, query = self.url.partition("?")
         return f"{base.rstrip('/')}/{name}{mark}{query}"
-
-    def _retry(self, action: Any, name: str) -> Any:
-        # Filesystems raise what their libraries do, so any exception may be a passing one.
-        return retry(
-            action,
-            self.file(name),
-            retries=self.retries,
-            transient=(Exception,),
-            tell=lambda error: redact(str(error)),
-        )
 
 
 class _WrongBytesError(OSError):
@@ -180,11 +186,17 @@ def expand(spec: str | Path, cache: ShardCache | None = None, retries: int = 6) 
     Raises:
         UserError: a variable is not set, a pattern matches nothing, or a URL has no cache.
     """
-    text = os.path.expandvars(os.fspath(spec))
-    if unset := re.search(r"\$\{?\w+\}?", text):
-        raise UserError(f"{redact(text)}: {unset.group()}: this variable is not set")
+    text = os.fspath(spec)
+    for name in re.findall(r"\$\{?(\w+)", text):
+        if name not in os.environ:
+            raise UserError(f"{redact(text)}: ${name}: this variable is not set")
+    text = os.path.expandvars(text)
     folders: list[Folder] = []
-    for pattern in braceexpand.braceexpand(text):
+    try:
+        patterns = list(braceexpand.braceexpand(text))
+    except ValueError:
+        raise UserError(f"{redact(text)}: a brace that is not closed or not opened") from None
+    for pattern in patterns:
         if not is_url(pattern):
             matches = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
             folders += [LocalFolder(Path(match)) for match in matches]
@@ -202,15 +214,12 @@ def _remote_glob(pattern: str, retries: int) -> list[str]:
     base, mark, query = pattern.partition("?")
     if not glob.has_magic(base):
         return [pattern]
-    system, path = _filesystem(base)
-    found = retry(
-        lambda: system.glob(path),
-        redact(pattern),
-        retries=retries,
-        transient=(Exception,),
-        tell=lambda error: redact(str(error)),
-    )
-    return [f"{system.unstrip_protocol(name)}{mark}{query}" for name in sorted(found)]
+
+    def find() -> list[str]:
+        system, path = _filesystem(base)
+        return [system.unstrip_protocol(name) for name in sorted(system.glob(path))]
+
+    return [f"{name}{mark}{query}" for name in _retry(find, redact(pattern), retries)]
 
 
 def _filesystem(address: str) -> tuple[Any, str]:
@@ -218,4 +227,28 @@ def _filesystem(address: str) -> tuple[Any, str]:
     try:
         return fsspec.url_to_fs(address)
     except (ImportError, ValueError) as error:
-        raise UserError(f"{redact(address)}: {redact(str(error))}") from None
+        raise UserError(f"{redact(address)}: {redact(reason(error))}") from None
+
+
+def _retry(
+    action: Callable[[], Value],
+    name: str,
+    retries: int,
+    final: tuple[type[Exception], ...] = FINAL,
+) -> Value:
+    # Filesystems raise what their libraries do, so any exception may be a passing one.
+    return retry(action, name, retries=retries, transient=(Exception,), final=final, tell=_told)
+
+
+def _told(error: Exception) -> str:
+    """A library's error, by its cause if that is told, without secrets."""
+    if isinstance(error, FileNotFoundError) and not error.__cause__:
+        return "no such file"
+    return redact(reason(error.__cause__ or error))
+
+
+def _append(part: FileIO, data: bytes) -> None:
+    """All of the data: an unbuffered write may do less, and says only the next time why."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[part.write(rest) :]

@@ -24,7 +24,7 @@ from stack.data.lanes import CanonicalLanes
 from stack.data.shard import SampleError, Shard
 from stack.data.storage import Folder, expand
 from stack.util.errors import UserError
-from stack.util.retry import retry
+from stack.util.retry import reason, retry
 
 log = logging.getLogger(__name__)
 
@@ -168,27 +168,24 @@ class ShardStream:
         damage: list[Substitution] = []
         shards, rows = self.lanes.locate(step)
         for place, (number, row) in enumerate(zip(shards.tolist(), rows.tolist(), strict=True)):
-            try:
-                damage += self._take(take, number, row, place)
-            except OSError as error:
-                log.warning("%s: %s; opening it anew", self._file(number), error)
-                damage += self._take_patiently(take, number, row, place)
+            damage += self._take_good(take, number, row, place)
         if self.cache:
             used = set(shards.tolist())
             self._close(n for n, shard in self._open.items() if not shard.keep(used=n in used))
         return damage
 
-    def _take(self, take: Take, number: int, row: int, place: int) -> Sequence[Substitution]:
+    def _take_good(self, take: Take, number: int, row: int, place: int) -> Sequence[Substitution]:
         """Take one sample, or the first good one of its neighbours in its stead."""
         try:
-            take(self._shard(number), row, place)
+            self._take(take, number, row, place)
         except SampleError as error:
             bad = self._shard(number)
             name, tries = f"{bad.path}: {bad.key(row)}: {error}", 0
             for other, near in self._neighbours(number, row):
                 with suppress(SampleError):
-                    take(shard := self._shard(other), near, place)
-                    return [Substitution(bad.path, bad.key(row), str(error), shard.key(near))]
+                    self._take(take, other, near, place)
+                    instead = self._shard(other).key(near)
+                    return [Substitution(bad.path, bad.key(row), str(error), instead)]
                 tries += 1
             raise UserError(
                 f"{name}, nor is any of the {tries} samples after it good; "
@@ -196,16 +193,19 @@ class ShardStream:
             ) from None
         return ()
 
-    def _take_patiently(
-        self, take: Take, number: int, row: int, place: int
-    ) -> Sequence[Substitution]:
-        """As `_take`, with the shard opened anew for every try."""
+    def _take(self, take: Take, number: int, row: int, place: int) -> None:
+        """Take one sample; where reading it fails, with its shard opened anew for every try."""
 
-        def again() -> Sequence[Substitution]:
+        def again() -> None:
             self._close([number])
-            return self._take(take, number, row, place)
+            take(self._shard(number), row, place)
 
-        return retry(again, self._file(number), retries=self.retries)
+        try:
+            take(self._shard(number), row, place)
+        except OSError as error:
+            folder, entry = self._shards[number]
+            log.warning("%s: %s; opening it anew", folder.file(entry.name), reason(error))
+            retry(again, folder.file(entry.name), retries=self.retries)
 
     def _neighbours(self, number: int, row: int) -> Iterator[tuple[int, int]]:
         """Shard and row of what follows a sample: some in its shard, then some in the next ones
@@ -217,10 +217,6 @@ class ShardStream:
             samples = self._shards[other][1].samples
             for further in range(step == 0, min(_NEIGHBOURS, samples)):
                 yield other, (row + further) % samples
-
-    def _file(self, number: int) -> str:
-        folder, entry = self._shards[number]
-        return folder.file(entry.name)
 
     def _shard(self, number: int) -> Shard:
         shard = self._open.get(number)

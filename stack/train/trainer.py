@@ -103,7 +103,8 @@ class Trainer:
         Returns: the signal's name if one asked to stop, after the state was saved.
         """
         found = self._newest()
-        state = self._load(found) if found else {"iteration": 0, "skipped": 0, "seconds": 0.0}
+        fresh: dict[str, Any] = {"iteration": 0, "skipped": 0, "seconds": 0.0}
+        state = self._load(found) if found else fresh
         if state["iteration"] >= self.task.total:
             print(f"{self.folder}: all {self.task.total} iterations are done")
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from itertools import chain, islice
 from pathlib import Path
 
@@ -12,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 
+from stack.data import lanes
 from stack.data.batch import BatchLoader
 from stack.data.decode import FIELDS, decode_npy, encode_npy
 from stack.data.index import TokenizerInfo, VaeInfo
-from stack.data.shard import SampleError
+from stack.data.shard import SampleError, Shard
 from stack.data.stream import ShardStream
 from stack.util.errors import UserError
+from tests.data.damage import flip, place_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
@@ -40,9 +43,8 @@ def expected(folder: Path) -> list[list[str]]:
     return [[sample["key"] for sample in islice(stream, 16)] for _ in range(12)]
 
 
-@pytest.mark.parametrize(
-    ("world", "workers"), [(1, 0), (2, 0), (4, 0), (8, 0), (1, 1), (1, 3), (2, 3)]
-)
+@pytest.mark.parametrize("world", [1, 2, 4, 8])
+@pytest.mark.parametrize("workers", [0, 1, 3])
 def test_global_batches_depend_on_neither_world_nor_workers(folder, expected, world, workers):
     parts = [
         keys(loader(folder, workers=workers, rank=rank, world_size=world), 8)
@@ -112,6 +114,30 @@ def test_missing_token_ids_are_made_on_the_fly_and_this_is_said_once(make_folder
     assert batches.counts()["truncated_captions"] == 3
 
 
+def encode(images: torch.Tensor) -> torch.Tensor:
+    """Latents like those of tests/data/conftest.py, from the pictures' red."""
+    return images[:, :1, ::4, ::4].repeat(1, 4, 1, 1).half()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_missing_latents_are_made_on_the_fly_as_they_would_be_stored(make_folder, caplog, workers):
+    folder = make_folder("pictures", [40], fields=("png",))
+    with caplog.at_level(logging.WARNING):
+        made = list(islice(loader(folder, ("latent",), encode=encode, workers=workers), 4))
+    assert [message[:54] for message in caplog.messages] == [
+        "the shards hold no latent: made from image while train"
+    ]
+    stored = list(islice(loader(make_folder("all", [40]), ("latent",)), 4))
+    for one, other in zip(made, stored, strict=True):
+        assert one.keys() == other.keys()
+        assert one["latent"].dtype == other["latent"].dtype == torch.float16
+        assert torch.equal(one["latent"], other["latent"])
+
+
+def test_latents_in_the_shards_are_preferred(folder):
+    next(iter(loader(folder, ("latent",), encode=lambda images: 1 / 0)))
+
+
 def test_token_ids_in_the_shards_are_preferred(folder):
     batch = next(iter(loader(folder, ("tokens", "key"), tokenize=lambda texts: 1 / 0)))
     assert batch["tokens"][:, 0].tolist() == [int(key) for key in batch["key"]]
@@ -178,11 +204,7 @@ def test_garbled_bytes_are_a_bad_sample(member, data):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_damaged_sample_is_replaced_logged_and_counted(folder, tmp_path, workers, caplog):
     damaged = shutil.copytree(folder, tmp_path / "damaged")
-    start = int(np.load(folder / "000002.index.npy")["png"]["offset"][4])
-    tar = damaged / "000002.tar"
-    data = bytearray(tar.read_bytes())
-    data[start + 20] ^= 1
-    tar.write_bytes(data)
+    flip(damaged / "000002.tar", place_of(folder, "000002", 4, "png") + 20)
     batches = loader(damaged, ("image", "key"), workers=workers)
     with caplog.at_level(logging.WARNING):
         seen = keys(batches, 8)
@@ -194,6 +216,33 @@ def test_a_damaged_sample_is_replaced_logged_and_counted(folder, tmp_path, worke
     assert bad in caplog.messages[0]
     # Where the bytes of that member are not asked for, there is no damage.
     assert keys(loader(damaged, ("text", "key")), 8) == whole
+
+
+@pytest.fixture
+def cost(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], tuple[list, list]]:
+    """Random numbers drawn and samples read for two batches from a step on."""
+    drawn, read = [], []
+    bits, raw = lanes._bits, Shard.read
+    monkeypatch.setattr(lanes, "_bits", lambda n, *a, **k: drawn.append(n) or bits(n, *a, **k))
+    monkeypatch.setattr(Shard, "read", lambda *a: read.append(a[2]) or raw(*a))
+
+    def measure(step: int) -> tuple[list, list]:
+        drawn.clear()
+        read.clear()
+        batches = loader(folder)
+        epoch, within = divmod(step, batches.stream.steps_per_epoch)
+        batches.load_state_dict({**batches.state_dict(), "epoch": epoch, "step": within})
+        list(islice(batches, 2))
+        return list(drawn), list(read)
+
+    return measure
+
+
+def test_a_far_place_costs_what_the_first_does(cost):
+    drawn, read = cost(0)
+    assert cost(10**6) == (drawn, read)
+    assert sum(drawn) < 100
+    assert len(read) == 32
 
 
 def test_loading_leaves_the_random_state_of_training_alone(folder):

@@ -16,6 +16,7 @@ import pytest
 from stack.data.index import fingerprint
 from stack.data.stream import ShardStream
 from stack.util.errors import UserError
+from tests.data.damage import flip, place_of
 
 OPTIONS = {"global_batch": 16, "lanes": 8, "seed": 3, "window": 6}
 
@@ -127,16 +128,6 @@ def copy(folder: Path, tmp_path: Path) -> Path:
     return shutil.copytree(folder, tmp_path / "copy")
 
 
-def flip(path: Path, offset: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[offset] ^= 0x10
-    path.write_bytes(data)
-
-
-def place_of(folder: Path, shard: str, row: int, field: str) -> int:
-    return int(np.load(folder / f"{shard}.index.npy")[field]["offset"][row])
-
-
 @pytest.mark.parametrize("world", [1, 4])
 def test_a_damaged_sample_is_replaced_by_its_neighbour(copy, folder, world, caplog):
     flip(copy / "000003.tar", place_of(copy, "000003", 16, "txt"))
@@ -153,16 +144,6 @@ def test_a_damaged_sample_is_replaced_by_its_neighbour(copy, folder, world, capl
 def cut(folder: Path) -> None:
     path = folder / "000002.tar"
     path.write_bytes(path.read_bytes()[:-10240])
-
-
-def other_tar(folder: Path) -> None:
-    """A tar of the same size and member names, written after its index."""
-    path = folder / "000000.tar"
-    index = np.load(folder / "000000.index.npy")
-    data = bytearray(path.read_bytes())
-    for start, size, _ in index["latent.npy"]:
-        data[start : start + size] = bytes(size)
-    path.write_bytes(data)
 
 
 def edit(change: Callable[[dict], object]) -> Callable[[Path], None]:

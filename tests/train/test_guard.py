@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stack.train.guard import SkipBudget, StopFlag, stop_on_signals
+from stack.train.guard import DamageBudget, SkipBudget, StopFlag, stop_on_signals
 from stack.util.errors import UserError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -26,6 +26,33 @@ def test_skips_are_counted_and_a_step_ends_a_row() -> None:
     for iteration, stepped in enumerate([False, False, True] * 5):
         budget.count(stepped, iteration, Path("runs/x"))
     assert budget.skipped == 20
+
+
+@pytest.mark.parametrize(("share", "allowed"), [(0.0, 0), (0.01, 1), (0.0199, 1), (0.5, 50)])
+def test_damage_up_to_a_share_of_an_epoch_is_borne(share: float, allowed: int) -> None:
+    budget = DamageBudget(share, per_epoch=100, batch=10)
+    for total in range(allowed + 1):
+        budget.count(total, 3)
+    with pytest.raises(UserError) as caught:
+        budget.count(allowed + 1, 4)
+    assert str(caught.value) == (
+        f"data.bad_samples: {allowed + 1} damaged of the 100 samples of epoch 0, more than "
+        f"{share:.2%}; see the shards named above, and python -m data_prep verify"
+    )
+
+
+@pytest.mark.parametrize("first", [0, 7])
+def test_each_epoch_has_its_own_budget(first: int) -> None:
+    """Of 100 samples 40 may be damaged; a resumed run counts from 0 within its first epoch."""
+    budget, total = DamageBudget(0.4, per_epoch=100, batch=10), 0
+    for iteration in range(first, 40):
+        total += 4
+        budget.count(total, iteration)
+    for iteration in range(40, 48):
+        total += 5
+        budget.count(total, iteration)
+    with pytest.raises(UserError, match=r"45 damaged of the 100 samples of epoch 4, more than 40"):
+        budget.count(total + 5, 48)
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)

@@ -1,4 +1,4 @@
-"""``stack bench``: how fast the parts of training are on this machine."""
+"""``stack bench data``: how fast shards are read on this machine."""
 
 from __future__ import annotations
 

@@ -1,0 +1,170 @@
+"""Real runs on data that is damaged, breaks under way, or lacks what training reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections import Counter
+from itertools import chain, islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_prep.shards import ShardFolder, Tally
+from stack.config.load import load_recipe
+from stack.data.index import Manifest
+from stack.data.stream import ShardStream
+from stack.train.build import build_distill, stream_of
+from tests.data.damage import ruin
+from tests.pipeline import World, metrics_of, recipe_fields, start, write_recipe
+
+_PATIENCE = 120.0
+TWO_RANKS = {"backend": "ddp", "processes": 2}
+EPOCH = 6
+"""Steps of 8 samples in the 52 of the world."""
+
+
+def recipe_of(
+    folder: Path, world: World, data: Path, iterations: int = EPOCH + 4, **changed
+) -> Path:
+    """A recipe over other data in the world; `changed` are fields of its data section."""
+    fields = recipe_fields(world, parallel=TWO_RANKS, iterations=iterations)
+    fields["data"] |= {"folders": [str(data)], **changed}
+    return write_recipe(folder, fields)
+
+
+def start_ranks(monkeypatch: pytest.MonkeyPatch, recipe: Path) -> list[subprocess.Popen[str]]:
+    """Two ranks, each of whose exit status and last words can be seen."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2}
+    processes = []
+    for rank in range(2):
+        for name, value in {**common, "RANK": rank, "LOCAL_RANK": rank}.items():
+            monkeypatch.setenv(name, str(value))
+        processes.append(start(["distill", recipe]))
+    return processes
+
+
+def last_words(processes: list[subprocess.Popen[str]]) -> str:
+    """The one line with which all ranks stop, with status 2."""
+    lines = []
+    for process in processes:
+        _, told = process.communicate(timeout=_PATIENCE)
+        assert process.returncode == 2, told
+        assert "Traceback" not in told
+        lines.append([line for line in told.splitlines() if line.startswith("error:")])
+    assert lines[0] == lines[1]
+    (line,) = lines[0]
+    return line
+
+
+@pytest.fixture
+def damaged(world: World, tmp_path: Path) -> Path:
+    """The world's data, the first of whose three shards is ruined."""
+    folder = Path(shutil.copytree(world.data, tmp_path / "damaged"))
+    ruin(folder, "000000")
+    return folder
+
+
+def ruined_in_an_epoch(recipe: Path, data: Path, steps: int) -> int:
+    """How many samples of the first shard come in so many steps."""
+    recipe_data = load_recipe(recipe, [f"data.folders=[{data}]"]).data
+    samples = islice(stream_of(recipe_data, seed=0), steps * recipe_data.global_batch)
+    return sum(int(sample["key"]) < Manifest.read(data).shards[0].samples for sample in samples)
+
+
+@pytest.mark.slow
+def test_two_ranks_train_on_within_a_budget_and_count_what_both_replaced(world, tmp_path, damaged):
+    recipe = recipe_of(tmp_path, world, damaged, bad_samples=0.9)
+    process = start(["distill", recipe])
+    _, told = process.communicate(timeout=_PATIENCE)
+    assert process.returncode == 0, told
+    rows = metrics_of(tmp_path / "run")
+    assert max(rows) == EPOCH + 4
+    for step in (1, EPOCH, EPOCH + 4):
+        assert rows[step]["bad_samples"] == ruined_in_an_epoch(recipe, world.data, step)
+
+
+@pytest.mark.slow
+def test_two_ranks_stop_with_one_line_when_the_budget_is_spent(
+    world, tmp_path, damaged, monkeypatch
+):
+    recipe = recipe_of(tmp_path, world, damaged)
+    line = last_words(start_ranks(monkeypatch, recipe))
+    bad = ruined_in_an_epoch(recipe, world.data, 1)
+    assert line == (
+        f"error: {recipe}: data.bad_samples: {bad} damaged of the 48 samples of epoch 0, more "
+        "than 0.10%; see the shards named above, and python -m data_prep verify"
+    )
+
+
+def in_small_shards(world: World, out: Path) -> Path:
+    """The world's data in shards of four samples."""
+    target, known = ShardFolder(out, {}), Manifest.read(world.data)
+    stream = ShardStream(world.data, global_batch=1, lanes=1, seed=0, window=1)
+    samples = sorted(islice(stream, known.samples), key=lambda sample: sample["key"])
+    for first in range(0, known.samples, 4):
+        rows = [
+            (sample["key"], {k: v for k, v in sample.items() if k not in ("key", "position")})
+            for sample in samples[first : first + 4]
+        ]
+        target.write(f"{first // 4:06d}.tar", rows, Tally())
+    target.finish(vae=known.vae, tokenizer=known.tokenizer, resolution=known.resolution)
+    return out
+
+
+def read_by_one_rank_at_a_time(recipe: Path, steps: int) -> int:
+    """A shard that in no step is read by both ranks."""
+    data = load_recipe(recipe).data
+    lanes = stream_of(data, seed=0).lanes
+    both = set[int]()
+    for step in range(steps):
+        halves = lanes.locate(step)[0].reshape(2, -1).tolist()
+        both |= set(halves[0]) & set(halves[1])
+    return min(set(range(13)) - both)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_both_ranks_stop_when_the_data_of_one_breaks(world, tmp_path, monkeypatch, workers):
+    data = in_small_shards(world, tmp_path / "small")
+    recipe = recipe_of(tmp_path, world, data, iterations=10**5, workers=workers)
+    shard = read_by_one_rank_at_a_time(recipe, 20 * EPOCH)
+    processes = start_ranks(monkeypatch, recipe)
+    metrics, deadline = tmp_path / "run/metrics.jsonl", time.monotonic() + _PATIENCE
+    while not (metrics.exists() and "\n" in metrics.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    tar = data / f"{shard:06d}.tar"
+    size = tar.stat().st_size
+    os.truncate(tar, 0)
+    line = last_words(processes)
+    assert line == f"error: {tar}: bytes: 0 on disk, {size} in its manifest"
+    assert max(metrics_of(tmp_path / "run")) < 20 * EPOCH
+
+
+def test_latents_and_ids_made_while_training_are_those_that_would_be_stored(
+    world, tmp_path, caplog
+):
+    batches = []
+    for number, folder in enumerate((world.data, world.shards)):
+        fields = recipe_fields(world)
+        fields["data"]["folders"] = [str(folder)]
+        recipe = load_recipe(write_recipe(tmp_path / str(number), fields))
+        source = build_distill(recipe).source
+        batches.append(list(chain(*(source.take() for _ in range(3)))))
+    for stored, made in zip(*batches, strict=True):
+        assert torch.equal(stored.positions, made.positions)
+        assert torch.equal(stored.c, made.c)
+        assert stored.x0.dtype == made.x0.dtype
+        torch.testing.assert_close(made.x0, stored.x0, rtol=2e-3, atol=1e-4)
+    said = Counter(message.partition(":")[0] for message in caplog.messages)
+    assert said["the shards hold no latent"] == said["the shards hold no tokens"] == 1
+    assert json.loads((world.shards / "manifest.json").read_text())["vae"] is None
