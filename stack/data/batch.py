@@ -7,8 +7,11 @@ batches needs nothing from the workers.
 
 from __future__ import annotations
 
+import atexit
 import logging
+import multiprocessing
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -85,6 +88,12 @@ def _leave_signals_to_the_trainer(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def _kill_workers() -> None:
+    """At the end of a process: multiprocessing would wait forever for workers to heed SIGTERM."""
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
 class BatchLoader:
     """An endless iterator over this rank's part of each global batch.
 
@@ -140,7 +149,7 @@ class BatchLoader:
             generator=torch.Generator(),
             worker_init_fn=_leave_signals_to_the_trainer,
         )
-        for item in loader:
+        for item in _alive(loader):
             if isinstance(item, UserError):
                 raise item
             batch = item.batch
@@ -168,6 +177,29 @@ class BatchLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.stream.load_state_dict(state)
+
+
+def _alive(loader: DataLoader[_Delivery | UserError]) -> Iterator[_Delivery | UserError]:
+    """What the loader gives, until one of its processes is killed."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    items = iter(loader)
+    atexit.unregister(_kill_workers)
+    atexit.register(_kill_workers)  # Runs before multiprocessing's own, which came earlier.
+    if loader.num_workers and threading.current_thread() is threading.main_thread():
+        # DataLoader's own handler raises wherever training happens to be at the time; without
+        # it, the loss is found where the batch is awaited.
+        signal.signal(signal.SIGCHLD, handler)
+    try:
+        yield from items
+    except (ConnectionError, EOFError, FileNotFoundError, RuntimeError) as error:
+        # What a worker raises is told as "Caught ..." and is a bug of ours.
+        if not loader.num_workers or str(error).startswith("Caught"):
+            raise
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"data.workers: a loader process is gone ({reason}); if memory ran out, take fewer "
+            "of them or a smaller data.prefetch"
+        ) from None
 
 
 def _as_it_is(item: Any) -> Any:

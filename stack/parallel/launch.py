@@ -23,19 +23,20 @@ def launch(processes: int, command: Sequence[str]) -> int:
     """Run ``command`` once per rank and wait; the first rank owns the terminal.
 
     Signals to this process go to every rank; a rank that fails takes the others with it, and
-    what it said is shown if the first rank has not failed too.
+    what it said is shown unless the first rank, on the terminal, failed in the same way.
 
-    Returns: the first non-zero exit status, or 0.
+    Returns: the exit status of the rank that failed first, or 0.
     """
     with ExitStack() as stack:
         logs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(1, processes)]
         children = _start(processes, command, [None, *logs])
-        codes = _wait(children)
-        if codes[0] == 0 and any(codes):
-            failed = next(log for log, code in zip(logs, codes[1:], strict=True) if code)
-            failed.seek(0)
-            shutil.copyfileobj(failed, sys.stderr)
-    return next((code for code in codes if code), 0)
+        failed = _wait(children)
+        code = children[failed].returncode
+        if children[0].returncode != code:
+            log = logs[failed - 1]
+            log.seek(0)
+            shutil.copyfileobj(log, sys.stderr)
+    return code
 
 
 def _start(
@@ -65,8 +66,9 @@ def _start(
     ]
 
 
-def _wait(children: Sequence[subprocess.Popen[bytes]]) -> list[int]:
-    """Exit statuses of all; signals to this process go to the ranks meanwhile."""
+def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int:
+    """The rank that failed first, once all have ended, or 0 if none has; signals to this process
+    go to the ranks meanwhile."""
 
     def forward(number: int, frame: object) -> None:
         for child in children:
@@ -75,10 +77,12 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> list[int]:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     before = {number: signal.signal(number, forward) for number in numbers}
     deadline = float("inf")
+    failed: int | None = None
     try:
-        while any(child.poll() is None for child in children):
-            if any(child.returncode for child in children):
-                deadline = min(deadline, time.monotonic() + _GRACE)
+        while None in (codes := [child.poll() for child in children]):
+            if failed is None and any(codes):
+                failed = next(rank for rank, code in enumerate(codes) if code)
+                deadline = time.monotonic() + _GRACE
             if time.monotonic() > deadline:
                 for child in children:
                     child.kill()
@@ -86,7 +90,7 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> list[int]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return [child.returncode for child in children]
+    return next((rank for rank, code in enumerate(codes) if code), 0) if failed is None else failed
 
 
 def _die_with_parent() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import shutil
 from collections.abc import Callable
 from itertools import chain, islice
@@ -265,3 +266,13 @@ def test_npy_bytes_are_read_as_numpy_reads_them(array, tmp_path):
     assert np.array_equal(decode_npy(encode_npy(array)), array)
     (tmp_path / "array.npy").write_bytes(encode_npy(array))
     assert np.array_equal(np.load(tmp_path / "array.npy"), array)
+
+
+def test_a_killed_worker_is_one_line(folder):
+    batches = iter(loader(folder, workers=1, prefetch=1))
+    next(batches)
+    [worker] = multiprocessing.active_children()
+    worker.kill()
+    with pytest.raises(UserError, match="data.workers: a loader process is gone") as caught:
+        list(islice(batches, 64))
+    assert "\n" not in str(caught.value)

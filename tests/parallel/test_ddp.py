@@ -56,6 +56,20 @@ def test_launch_returns_the_first_failure_and_its_log(
     assert ("rank 1 of 2" in told) == (codes[0] == 0 and codes[1] != 0)
 
 
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_rank_that_fails_takes_the_others_with_it_and_is_heard(
+    failing: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("stack.parallel.launch._GRACE", 0.2)
+    script = (
+        "import os, sys, time; rank = int(os.environ['RANK'])\n"
+        f"if rank == {failing}: sys.exit(f'rank {{rank}} fails')\n"
+        "time.sleep(600)"
+    )
+    assert launch(3, [sys.executable, "-c", script]) == 1
+    assert capfd.readouterr().err == f"rank {failing} fails\n"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("changed", [{}, {"alternation": "exclusive", "divergence": "fkl"}])
 def test_two_ranks_train_as_one(world: World, tmp_path: Path, changed: dict[str, Any]) -> None:
