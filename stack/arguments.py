@@ -176,11 +176,11 @@ def _add_bench(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace], 
     )
     for name, default, what in (
         ("--shards", 100, "shards, each of one label"),
-        ("--samples", 1000, "samples of a shard"),
+        ("--samples", 10000, "samples of a shard"),
         ("--batch", 512, "samples of a global batch"),
     ):
         order.add_argument(name, type=_positive, default=default, help=f"{what} (%(default)s)")
-    for name, values in (("--lanes", [8, 64, 512]), ("--window", [1, 64, 1024, 4096])):
+    for name, values in (("--lanes", [8, 64, 256]), ("--window", [1, 256, 4096, 65536])):
         order.add_argument(name, type=_positive, nargs="+", default=values, metavar="N")
     _json_option(order)
     order.set_defaults(bench=_bench_order)

@@ -20,6 +20,13 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
+_SECRET = re.compile(
+    r"://[^/]*:.*@"  # A password, which may hold anything, up to the last @.
+    r"|(?<!abfs)(?<!abfss)(?<!hf)://[^/]*@"  # A user; of these, a container or a repository.
+    r"|https?://.*\?|://.*\?.*=",  # A query; elsewhere a bare ? is a pattern.
+    re.DOTALL,
+)
+
 
 class Section(BaseModel):
     model_config = ConfigDict(
@@ -34,7 +41,8 @@ class Data(Section):
     """Shard folders, each with a manifest.json: paths or URLs (s3://, gs://, hf://, https://),
     with $VARIABLES, globs and braces. They may move: the data's fingerprint is what counts."""
     weights: list[Weight] | None = None
-    """Share of the batch per folder; one source per folder in proportion to its size if unset."""
+    """Share of the batch per entry of folders, each then with epochs of its own. All folders are
+    one dataset if unset."""
     global_batch: Positive
     """Samples per iteration over all ranks and micro-batches (paper, Table 5)."""
     lanes: Positive | None = None
@@ -52,8 +60,8 @@ class Data(Section):
     """Tries after the first where reading or fetching fails for the moment, 0.5, 1, 2, ... 30 s
     apart."""
     cache: str = Field(default="", json_schema_extra=OPERATIONAL)
-    """Folder on this node's disk for remote shards, shared by its processes; f-distill-shards
-    in $TMPDIR if unset."""
+    """Folder on this node's disk for remote shards, shared by its processes, with $VARIABLES;
+    f-distill-shards-UID in $TMPDIR if unset."""
     cache_gb: Rate = Field(default=100.0, json_schema_extra=OPERATIONAL)
     """Size of the cache at most, GB."""
 
@@ -61,7 +69,7 @@ class Data(Section):
     @classmethod
     def _no_secrets(cls, folders: list[str]) -> list[str]:
         for number, folder in enumerate(folders):
-            if re.search(r"://[^/]*@|://.*\?", folder):
+            if _SECRET.search(folder):
                 raise ValueError(
                     f"the URL of entry {number} holds a password or a query; recipes are saved "
                     "and shown, so put it into an environment variable and write $NAME"

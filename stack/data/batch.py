@@ -126,6 +126,7 @@ class BatchLoader:
         self.workers, self.prefetch = workers, prefetch
         self.pin_memory = pin_memory and torch.cuda.is_available()
         self._counts: Counter[str] = Counter(bad_samples=0, truncated_captions=0)
+        self._kept: list[str] | None = None
         read = [name for name in fields if name not in _ALWAYS]
         self._tokenize = tokenize if _must_make(stream, read, "tokens", "text", tokenize) else None
         self._encode = encode if _must_make(stream, read, "latent", "image", encode) else None
@@ -162,7 +163,11 @@ class BatchLoader:
     def _note(self, delivery: _Delivery) -> None:
         if delivery.counts.get("truncated_captions") and not self._counts["truncated_captions"]:
             log.warning("captions longer than the tokenizer's limit are cut and counted")
-        self.stream.report(delivery.damage)
+        if self._kept is None:
+            self.stream.report(delivery.damage)
+        else:
+            self.stream.bad_samples += len(delivery.damage)
+            self._kept += map(str, delivery.damage)
         self._counts.update(delivery.counts)
         self._counts["bad_samples"] = self.stream.bad_samples
 
@@ -170,6 +175,16 @@ class BatchLoader:
         """What this rank has met since the start: damaged samples that were replaced
         (`bad_samples`), `truncated_captions`, and `cache_hits` and `cache_misses` of shards."""
         return dict(self._counts)
+
+    def keep_damage(self) -> None:
+        """From here on, do not log replaced samples: whoever asks for :meth:`damage` does."""
+        self._kept = []
+
+    def damage(self) -> list[str]:
+        """A line for each sample replaced since the last call; none unless they are kept."""
+        lines = self._kept or []
+        self._kept = None if self._kept is None else []
+        return lines
 
     def state_dict(self) -> dict[str, Any]:
         """The stream's place, counted in batches that were handed out."""

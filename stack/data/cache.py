@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
@@ -24,6 +25,8 @@ from stack.util.retry import FULL, reason
 
 _MEMORY = Path("/dev/shm")
 _LOCK = ".lock"
+_PATIENCE, _POLL = 300.0, 0.2
+"""Seconds that a file waits for transfers of other processes to end, and between two looks."""
 _OURS = re.compile(r"[0-9a-f]{32}-.+")
 """Names of cached files and parts; anything else in the folder is somebody's and stays."""
 
@@ -56,17 +59,23 @@ class ShardCache:
                 it. size: of the whole file in bytes.
 
         Raises:
-            UserError: the file does not fit into the cache, or the disk is full.
+            UserError: the file is larger than the cache, or does not fit beside the transfers of
+                other processes for five minutes; or the disk is full.
         """
         base = address.partition("?")[0].rpartition("/")[2]
         digest = hashlib.sha256(f"{address}\n{version}".encode()).hexdigest()
         path = self.folder / f"{digest[:32]}-{base}"
-        hit = True
+        hit, deadline = True, time.monotonic() + _PATIENCE
         while True:
             try:
                 file = open(path, "rb", buffering=0)  # noqa: SIM115 (the caller closes it)
             except FileNotFoundError:
-                hit = not self._fetch(path, size, fetch) and hit
+                try:
+                    hit = not self._fetch(path, size, fetch) and hit
+                except _CrowdedError:
+                    if size > self.limit or time.monotonic() >= deadline:
+                        raise UserError(self._too_big(path, size)) from None
+                    time.sleep(_POLL)
                 continue
             touch(file)
             self.hits += hit
@@ -74,17 +83,15 @@ class ShardCache:
             return file
 
     def _fetch(self, path: Path, size: int, fetch: Fetch) -> bool:
-        """Bring a file here, unless another process has; returns whether this one did."""
+        """Bring a file here, unless another process has; returns whether this one did.
+
+        Raises _CrowdedError without the part's lock, so that nobody waits for who waits.
+        """
         with _exclusive(path.with_name(f"{path.name}.{size}.part")) as part:
             if path.exists():
                 os.unlink(part.name)
                 return False
-            if not self._make_room(size):
-                os.unlink(part.name)
-                raise UserError(
-                    f"data.cache_gb: {self.limit / 1e9:g} GB in {self.folder} cannot hold "
-                    f"{path.name[33:]} of {size / 1e9:g} GB beside what is being fetched; raise it"
-                )
+            self._make_room(size, part)
             part.seek(0, os.SEEK_END)
             try:
                 fetch(part)
@@ -98,18 +105,29 @@ class ShardCache:
             fsync(self.folder)
         return True
 
-    def _make_room(self, size: int) -> bool:
+    def _make_room(self, size: int, part: FileIO) -> None:
         """Remove the least recently used files until the limit holds, transfers under way (by
-        the size they will have) included. False if it cannot hold."""
-        if size > self.limit:
-            return False
+        the size they will have) included. _CrowdedError if these alone are too much; then an
+        empty part is gone before the next process looks, so that of several, one has room."""
         with _exclusive(self.folder / _LOCK):
             files = self._files()
+            busy = sum(bytes_ for _, bytes_, path in files if _is_written(path))
             used = sum(bytes_ for _, bytes_, _ in files)
-            for _, bytes_, path in files:
-                if used > self.limit:
-                    used -= bytes_ * _remove_idle(path)
-        return used <= self.limit
+            if max(size, busy) <= self.limit:
+                for _, bytes_, path in files:
+                    if used > self.limit:
+                        used -= bytes_ * _remove_idle(path)
+            if used > self.limit:
+                if not os.fstat(part.fileno()).st_size:
+                    os.unlink(part.name)
+                raise _CrowdedError
+
+    def _too_big(self, path: Path, size: int) -> str:
+        beside = "" if size > self.limit else " beside what is being fetched"
+        return (
+            f"data.cache_gb: {self.limit / 1e9:g} GB in {self.folder} cannot hold "
+            f"{path.name[33:]} of {size / 1e9:g} GB{beside}; raise it"
+        )
 
     def _files(self) -> list[tuple[float, int, Path]]:
         """Last use, bytes and path of what is here, the least recently used first; of a part the
@@ -123,6 +141,10 @@ class ShardCache:
                     will = int(path.name.rsplit(".", 2)[1]) if part else 0
                     found.append((about.st_mtime, max(will, about.st_size), path))
         return sorted(found)
+
+
+class _CrowdedError(Exception):
+    """Transfers under way leave too little room."""
 
 
 def touch(file: FileIO) -> None:
@@ -152,6 +174,20 @@ def _lies_at(file: FileIO, path: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False
+
+
+def _is_written(path: Path) -> bool:
+    """Whether this is a part that a process is writing."""
+    if path.suffix != ".part":
+        return False
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
 
 
 def _remove_idle(path: Path) -> bool:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from itertools import count
 from typing import Any, Protocol
 
 import numpy as np
 from zlib_ng.zlib_ng import crc32
 
 from stack.data.decode import FIELDS, npy_start
-from stack.data.shard import Shard
+from stack.data.shard import Shard, Span
 from stack.util.errors import UserError
 
 Batch = dict[str, Any]
@@ -30,7 +29,7 @@ def collector(fields: Sequence[str], samples: int) -> Collector:
     """The fastest collector for these of `FIELDS`, for a batch of so many samples."""
     if fields and all(FIELDS[name].is_array for name in fields):
         return Arrays(fields, samples)
-    return Values(fields)
+    return Values(fields, samples)
 
 
 def members_of(fields: Sequence[str]) -> tuple[str, ...]:
@@ -39,23 +38,43 @@ def members_of(fields: Sequence[str]) -> tuple[str, ...]:
 
 
 class Values:
-    """Any fields: every sample is decoded on its own, then the values are stacked."""
+    """Any fields: every sample is decoded on its own; pictures and arrays go into one array of
+    the whole batch at once, so that no batch is in memory twice."""
 
-    def __init__(self, fields: Sequence[str]) -> None:
-        self.fields, self.members = list(fields), members_of(fields)
-        self.rows: list[list[Any]] = []
-        self.keys: list[str] = []
+    def __init__(self, fields: Sequence[str], samples: int) -> None:
+        self.fields, self.samples, self.members = list(fields), samples, members_of(fields)
+        self.columns: list[Any] = []
+        self.first = ""
 
     def __call__(self, shard: Shard, row: int, place: int) -> None:
         raw = shard.read(row, self.members)
-        self.rows.append([FIELDS[name](raw) for name in self.fields])
-        self.keys.append(shard.key(row))
+        values = [FIELDS[name](raw) for name in self.fields]
+        if not self.columns:
+            self.first = shard.key(row)
+            self.columns = [self._column(value) for value in values]
+        for name, column, value in zip(self.fields, self.columns, values, strict=True):
+            if isinstance(column, np.ndarray):
+                check_alike(name, column[0], self.first, value, shard.key(row))
+            column[place] = value
+
+    def _column(self, value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return np.empty((self.samples, *value.shape), value.dtype)
+        return [None] * self.samples
 
     def batch(self) -> Batch:
-        columns = dict(zip(self.fields, zip(*self.rows, strict=True), strict=True))
-        for name, values in columns.items():
-            _check_alike(name, dict(zip(map(_kind, values), self.keys, strict=True)))
-        return {name: FIELDS[name].stack(values) for name, values in columns.items()}
+        named = zip(self.fields, self.columns, strict=True)
+        return {name: FIELDS[name].stack(column) for name, column in named}
+
+
+class _Piece:
+    """An array's part of one read: buffers for the gap before it and for its npy header, which
+    must be `header`, whose crc32 is `crc`; `number` of its field."""
+
+    def __init__(self, array: np.ndarray, number: int, gap: int, header: bytes) -> None:
+        self.array, self.number = array, number
+        self.gap, self.head = bytearray(gap), bytearray(len(header))
+        self.header, self.crc = header, crc32(header)
 
 
 class Arrays:
@@ -82,35 +101,37 @@ class Arrays:
             self.first = shard.key(row)
             self._learn(shard.span(row, self.members), raw)
         for name, array, value in zip(self.fields, self.arrays, values, strict=True):
-            _check_alike(name, {_kind(array[0]): self.first, _kind(value): shard.key(row)})
+            check_alike(name, array[0], self.first, value, shard.key(row))
             array[place] = value
 
-    def _learn(self, span: list[int], raw: Mapping[str, memoryview]) -> None:
-        """Lay out the buffers of one sample: before each array the gap to it and its header."""
-        self.layout = _layout(span)
-        self.pieces, end = [], 0
-        for start, number, member in sorted(zip(span[2::3], count(), self.members)):
-            header = bytes(raw[member][: npy_start(raw[member])])
-            buffers = bytearray(start - end), bytearray(len(header))
-            self.pieces.append((*buffers, header, crc32(header), 4 + 3 * number))
-            end = start + len(raw[member])
-        self.in_order = [self.arrays[(crc - 4) // 3] for *_, crc in self.pieces]
+    def _learn(self, span: Span | None, raw: Mapping[str, memoryview]) -> None:
+        """How a sample lies in its tar: before each array the gap to it and its npy header."""
+        self.pieces: list[_Piece] = []
+        self.layout = span.layout if span else None
+        if not span:
+            return
+        end = 0
+        for number in sorted(range(len(self.members)), key=span.layout.__getitem__):
+            start, member = span.layout[number], raw[self.members[number]]
+            header = bytes(member[: npy_start(member)])
+            self.pieces.append(_Piece(self.arrays[number], number, start - end, header))
+            end = start + len(member)
 
     def _read_direct(self, shard: Shard, row: int, place: int) -> bool:
         """Whether the sample was of the known layout and whole, and is now in its place."""
         span = shard.span(row, self.members)
-        if not span or _layout(span) != self.layout:
+        if not span or span.layout != self.layout:
             return False
-        targets = [array[place : place + 1] for array in self.in_order]
+        targets = [piece.array[place : place + 1] for piece in self.pieces]
         buffers: list[Any] = []
-        for (gap, head, *_), target in zip(self.pieces, targets, strict=True):
-            buffers += (gap, head, target)
-        if os.preadv(shard.descriptor, buffers, span[0]) != span[1]:
+        for piece, target in zip(self.pieces, targets, strict=True):
+            buffers += (piece.gap, piece.head, target)
+        if os.preadv(shard.descriptor, buffers, span.offset) != span.length:
             return False
-        for (_, head, header, start, crc), target in zip(self.pieces, targets, strict=True):
-            if head != header or crc32(target, start) != span[crc]:
-                return False
-        return True
+        return all(
+            piece.head == piece.header and crc32(target, piece.crc) == span.crcs[piece.number]
+            for piece, target in zip(self.pieces, targets, strict=True)
+        )
 
     def batch(self) -> Batch:
         arrays: list[Any] = self.arrays
@@ -118,18 +139,10 @@ class Arrays:
         return {name: FIELDS[name].stack(array) for name, array in named}
 
 
-def _layout(span: list[int]) -> list[int]:
-    """What of `Shard.span` two samples that lie alike share: all but offset and checksums."""
-    return span[1:4] + span[5::3] + span[6::3]
-
-
-def _kind(value: Any) -> str:
-    """What all of a batch must have in common: shape and type of an array."""
-    return f"{value.shape} {value.dtype}" if isinstance(value, np.ndarray | np.generic) else ""
-
-
-def _check_alike(name: str, kinds: Mapping[str, str]) -> None:
-    """UserError for more than one kind among samples, given as kind to key."""
-    if len(kinds) > 1:
-        seen = "; ".join(f"{key} has {kind}" for kind, key in sorted(kinds.items()))
-        raise UserError(f"{name}: samples of one batch differ in shape or type: {seen}")
+def check_alike(name: str, one: np.ndarray, key: str, other: np.ndarray, its_key: str) -> None:
+    """UserError unless two samples' arrays have one shape and type."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        raise UserError(
+            f"{name}: samples of one batch differ in shape or type: {key} has {one.shape} "
+            f"{one.dtype}; {its_key} has {other.shape} {other.dtype}"
+        )

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from stack.data.shard import SampleError
+from stack.util.retry import reason
 
 Bytes = bytes | memoryview
 
@@ -39,20 +40,31 @@ class Field:
             if member in raw:
                 try:
                     return self.decode(raw[member])
-                except (ValueError, SyntaxError, OSError, UnidentifiedImageError) as error:
-                    raise SampleError(f"{member}: {error}") from None
+                # A decoder meets bytes of anyone's, and its errors are of any kind.
+                except Exception as error:
+                    raise SampleError(f"{member}: {reason(error)}") from None
         raise SampleError(f"{self.members[0]}: missing")
+
+
+_NUMBERS = {
+    *("float16", "float32", "float64", "int8", "int16", "int32", "int64"),
+    *("uint8", "uint16", "uint32", "uint64"),
+}
 
 
 @lru_cache(maxsize=256)
 def _npy_header(header: bytes) -> tuple[np.dtype, tuple[int, ...]]:
-    """dtype and shape of a version 1 npy file, parsed once per distinct header."""
+    """dtype and shape of a version 1 npy file, parsed once per distinct header. Only numbers
+    that torch has, in this machine's byte order: others would fail as a batch."""
     if header[:8] != b"\x93NUMPY\x01\x00":
         raise ValueError("not a version 1 npy file")
     described = ast.literal_eval(header[10:].decode("latin-1").strip())
     if described["fortran_order"]:
         raise ValueError("column-major npy")
-    return np.dtype(described["descr"]), described["shape"]
+    dtype = np.dtype(described["descr"])
+    if dtype.name not in _NUMBERS or not dtype.isnative:
+        raise ValueError(f"{dtype} is not a native number of 8 to 64 bits")
+    return dtype, described["shape"]
 
 
 def decode_npy(data: Bytes) -> np.ndarray:
@@ -83,14 +95,19 @@ def decode_text(data: Bytes) -> str:
     return str(data, "utf-8")
 
 
+def decode_class(data: Bytes) -> int:
+    """A number that an int64 holds."""
+    return int(np.int64(int(bytes(data))))
+
+
 def _images(values: Sequence[np.ndarray]) -> Tensor:
     """Channels-last in memory, as decoded and as convolutions like it."""
-    return torch.from_numpy(np.stack(values)).permute(0, 3, 1, 2)
+    return torch.from_numpy(np.asarray(values)).permute(0, 3, 1, 2)
 
 
 FIELDS: dict[str, Field] = {
     "image": Field(
-        ("png", "jpg", "jpeg", "webp"), decode_image, _images, "`data_prep latents` kept no images"
+        ("png", "jpg", "jpeg", "webp"), decode_image, _images, "these shards hold no pictures"
     ),
     "latent": Field(
         ("latent.npy",),
@@ -108,7 +125,7 @@ FIELDS: dict[str, Field] = {
     ),
     "text": Field(("txt",), decode_text, list, "these shards have no captions"),
     "json": Field(("json",), lambda data: json.loads(bytes(data)), list, "no metadata here"),
-    "cls": Field(("cls",), lambda data: int(bytes(data)), torch.tensor, "no classes here"),
+    "cls": Field(("cls",), decode_class, torch.tensor, "no classes here"),
 }
 """What a batch can hold. Shapes: image uint8 (B, 3, H, W); latent float16 (B, 4, H / 8, W / 8),
 unscaled; tokens int64 (B, 77); cls int64 (B,); text and json lists of B. Pixels and latents are

@@ -102,8 +102,8 @@ class Manifest(_Strict):
             manifest = cls.model_validate(parse_json(data, path))
         except ValidationError as error:
             first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
-            raise UserError(f"{path}: {field}: {first['msg']} ({first['input']!r})") from None
+            field = ".".join(map(str, first["loc"])) + ": " if first["loc"] else ""
+            raise UserError(f"{path}: {field}{first['msg']} ({first['input']!r})") from None
         manifest._check(path)
         return manifest
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 
@@ -61,7 +62,7 @@ class _Epoch:
 class SourceLanes:
     """The order of one source. `sizes`: samples per shard; `lanes`: how many lanes the source
     has in all; `owned`: the numbers of those to be located; `per_lane`: samples a lane gives to
-    one step (k)."""
+    one step (k); `name`: of the source, for messages."""
 
     def __init__(
         self,
@@ -73,6 +74,7 @@ class SourceLanes:
         seed: int,
         window: int,
         source: int = 0,
+        name: str = "the data",
     ) -> None:
         self.sizes = np.asarray(sizes, dtype=np.int64)
         self.lanes, self.owned, self.per_lane = lanes, tuple(owned), per_lane
@@ -81,8 +83,8 @@ class SourceLanes:
         self.steps_per_epoch = self.samples // (lanes * per_lane)
         if self.steps_per_epoch == 0:
             raise UserError(
-                f"global_batch: source {source} has {self.samples} samples, fewer than the "
-                f"{lanes * per_lane} that one step takes of it; lower global_batch"
+                f"data.global_batch: {name} has {self.samples} samples, fewer than the "
+                f"{lanes * per_lane} that one step takes of it; lower data.global_batch"
             )
         self.lane_length = self.steps_per_epoch * per_lane
         self._starts = np.asarray(owned, dtype=np.int64)[:, None] * self.lane_length
@@ -151,8 +153,8 @@ class CanonicalLanes:
     """The order of a whole dataset as one rank sees it.
 
     `sources` gives, per source, the samples of each of its shards; shards are numbered through
-    all sources. Without weights pass one source. UserError for sizes that do not divide, naming
-    those that do.
+    all sources. Without weights pass one source. `names` are those of the sources in messages.
+    UserError for sizes that do not divide, naming those that do.
     """
 
     def __init__(
@@ -164,6 +166,7 @@ class CanonicalLanes:
         seed: int,
         window: int,
         weights: Sequence[float] | None = None,
+        names: Sequence[str] | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -179,7 +182,8 @@ class CanonicalLanes:
         self.steps_per_epoch = sum(map(sum, sources)) // global_batch
         self._shape = (local, per_lane)
         self._parts: list[_Part] = []
-        owner = share_lanes(lanes, weights or [1.0] * len(sources))
+        names = names or [f"source {number}" for number in range(len(sources))]
+        owner = share_lanes(lanes, weights or [1.0] * len(sources), names)
         first_shard = 0
         for number, sizes in enumerate(sources):
             here = owner == number
@@ -191,6 +195,7 @@ class CanonicalLanes:
                 seed=seed,
                 window=window,
                 source=number,
+                name=names[number],
             )
             self._parts.append(_Part(source, first_shard, np.flatnonzero(here[mine])))
             first_shard += len(sizes)
@@ -215,11 +220,12 @@ def check_divides(name: str, value: int, of: str, whole: int) -> None:
         )
 
 
-def share_lanes(lanes: int, weights: Sequence[float]) -> np.ndarray:
+def share_lanes(lanes: int, weights: Sequence[float], names: Sequence[str]) -> np.ndarray:
     """The source of each lane: shares as near to the weights as whole lanes allow, and sources
     spread evenly so that every rank reads of each in about its share."""
-    if min(weights) <= 0:
-        raise UserError(f"weights: must be positive ({list(weights)})")
+    for name, weight in zip(names, weights, strict=True):
+        if not 0 < weight < inf:
+            raise UserError(f"data.weights: {name}: must be positive and finite ({weight:g})")
     share = np.asarray(weights, dtype=np.float64) / sum(weights)
     given = np.zeros(len(weights), dtype=np.int64)
     owner = np.empty(lanes, dtype=np.int64)
@@ -229,7 +235,7 @@ def share_lanes(lanes: int, weights: Sequence[float]) -> np.ndarray:
     if not given.all():
         empty = int(np.argmin(given))
         raise UserError(
-            f"weights: source {empty} with weight {weights[empty]} gets none of {lanes} lanes; "
-            "raise lanes or its weight"
+            f"data.weights: {names[empty]}: {weights[empty]:g} gets none of {lanes} lanes; "
+            "raise data.lanes or this weight"
         )
     return owner

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tarfile
+from typing import NamedTuple
 
 import numpy as np
 from zlib_ng.zlib_ng import crc32
@@ -16,8 +17,19 @@ Raw = dict[str, memoryview]
 """field -> bytes of one sample."""
 
 _Read = tuple[list[str], np.ndarray]
-"""Fields fetched by one read, and per row: where to read, how much, and for each field its start
-in what was read (-1: the sample lacks it), size and crc32."""
+"""Fields fetched by one read, and per row: where to read, how much, the crc32 of each field, the
+start of each in what was read (-1: the sample lacks it), the size of each."""
+
+
+class Span(NamedTuple):
+    """One read that fetches several fields of a sample: `length` bytes at `offset` of the tar;
+    per field its crc32; `layout`: per field its start in these bytes, then per field its size."""
+
+    offset: int
+    length: int
+    crcs: list[int]
+    layout: list[int]
+
 
 _MAX_GAP = 16 << 10
 """Bytes read for nothing at most, where one read can stand for several."""
@@ -78,25 +90,36 @@ class Shard:
         """Those of `fields` that the sample has. SampleError when a checksum does not match."""
         raw: Raw = {}
         for names, table in self._planned(fields):
-            begin, length, *places = table[row].tolist()
-            span = memoryview(os.pread(self.descriptor, length, begin))
-            if len(span) != length:
-                raise OSError(f"{len(span)} bytes came of {length} at byte {begin}")
-            for number, name in enumerate(names):
-                start, size, checksum = places[3 * number : 3 * number + 3]
+            n = len(names)
+            begin, length, *rest = table[row].tolist()
+            data = memoryview(os.pread(self.descriptor, length, begin))
+            if len(data) != length:
+                raise OSError(f"{len(data)} bytes came of {length} at byte {begin}")
+            for name, checksum, start, size in zip(
+                names, rest[:n], rest[n : 2 * n], rest[2 * n :], strict=True
+            ):
                 if start >= 0:
-                    raw[name] = data = span[start : start + size]
-                    if crc32(data) != checksum:
+                    raw[name] = member = data[start : start + size]
+                    if crc32(member) != checksum:
                         raise SampleError(f"{name}: crc32 does not match")
         return raw
 
-    def span(self, row: int, fields: tuple[str, ...]) -> list[int]:
-        """Where one read gets all fields of a sample: offset in the tar, length, and for each
-        field its start in what was read, size and crc32. Empty if one read does not."""
+    def span(self, row: int, fields: tuple[str, ...]) -> Span | None:
+        """The one read that fetches all of the fields of a sample; None if it takes several."""
         plan = self._planned(fields)
-        if len(plan) != 1 or len(plan[0][0]) != len(fields):
-            return []
-        return plan[0][1][row].tolist()
+        n = len(fields)
+        if len(plan) != 1 or len(plan[0][0]) != n:
+            return None
+        offset, length, *rest = plan[0][1][row].tolist()
+        return Span(offset, length, rest[:n], rest[n:])
+
+    def reads(self, row: int, fields: tuple[str, ...]) -> list[tuple[int, int]]:
+        """Offset and length of each read that `read` makes for a sample."""
+        return [
+            (offset, length)
+            for _, table in self._planned(fields)
+            for offset, length in [table[row, :2].tolist()]
+        ]
 
     def _planned(self, fields: tuple[str, ...]) -> list[_Read]:
         if fields not in self._plans:
@@ -115,8 +138,7 @@ class Shard:
         if len(names) > 1 and (end - begin > size.sum(axis=0) + _MAX_GAP).any():
             return [read for name in names for read in self._plan([name])]
         start = np.where(there, offset - begin, -1)
-        columns = np.stack([start, size, places["crc32"]], axis=1).reshape(-1, len(end))
-        return [(names, np.column_stack([begin, end - begin, columns.T]))]
+        return [(names, np.vstack([begin, end - begin, places["crc32"], start, size]).T.copy())]
 
     def keep(self, *, used: bool) -> bool:
         """Whether to keep the file open; `used`: whether it was just read."""

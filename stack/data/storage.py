@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+from urllib.parse import quote, unquote
 
 import braceexpand
 import fsspec
@@ -31,8 +32,14 @@ _VERSION = ("ETag", "etag", "md5Hash", "generation", "blob_id", "LastModified", 
 """What tells two versions of a remote file apart, by whatever name a filesystem has for it."""
 _FINAL_HERE = tuple(kind for kind in FINAL if kind is not FileNotFoundError)
 """Final errors of a file that the manifest lists: HTTP filesystems call any failure not found."""
-_URL = re.compile(r"(?P<kind>\w+://)(?:[^/?\s'\"]*@)?(?P<place>[^?#\s'\")>]*)[^\s'\")>]*")
-
+_URL = re.compile(r"\w+://\S*?(?=['\")>,:;]*(?:\s|$))")
+"""A URL in a text, up to white space: a password or a query may hold any other character."""
+_PASSWORD = re.compile(r"(?!\[).*:(?!\d*$)")
+"""A host and its port do not look so: it is what a password was cut from."""
+_UNQUOTED = re.compile(r"\w+://[^/?#@]*:(?!\d+[/?])[^/?#@]*[/?#].*@", re.DOTALL)
+"""A password that libraries would take for parts of the URL, and show."""
+_AT_IN_NAMES = ("abfs", "abfss", "hf")
+"""Where an @ parts names: abfs://container@account, hf://repository@revision."""
 
 Value = TypeVar("Value")
 
@@ -90,10 +97,10 @@ class RemoteFolder:
     retries: int = field(default=6, compare=False)
 
     def __str__(self) -> str:
-        return redact(self.url)
+        return shown(self.url)
 
     def file(self, name: str) -> str:
-        return redact(self._address(name))
+        return shown(self._address(name))
 
     def manifest(self) -> Manifest:
         def read() -> bytes:
@@ -106,7 +113,7 @@ class RemoteFolder:
                 ) from None
 
         here = self.file(MANIFEST)
-        return Manifest.parse(_retry(read, here, self.retries), here)
+        return Manifest.parse(_retry(read, self._address(MANIFEST), self.retries), here)
 
     def check(self, manifest: Manifest) -> None:
         """Nothing: a shard's size and checksum are compared when it is fetched."""
@@ -133,7 +140,7 @@ class RemoteFolder:
 
             return self.cache.open(self._address(name), version, whole or 0, fetch)
 
-        return _retry(open_, self.file(name), self.retries, _FINAL_HERE)
+        return _retry(open_, self._address(name), self.retries, _FINAL_HERE)
 
     def keep(self, file: FileIO, *, used: bool) -> bool:
         """False for a file that has been evicted: only closing it frees its disk space."""
@@ -155,7 +162,7 @@ class RemoteFolder:
             def piece(start: int = have, end: int = end) -> bytes:
                 return system.cat_file(path, start=start, end=end)
 
-            data = _retry(piece, self.file(name), self.retries, _FINAL_HERE)
+            data = _retry(piece, self._address(name), self.retries, _FINAL_HERE)
             if len(data) == whole > end - have:
                 part.truncate(0)  # The server knows no ranges and sent everything.
             elif len(data) > end - have or not data:
@@ -163,8 +170,8 @@ class RemoteFolder:
             _append(part, data)
 
     def _address(self, name: str) -> str:
-        base, mark, query = self.url.partition("?")
-        return f"{base.rstrip('/')}/{name}{mark}{query}"
+        base, query = _halves(self.url)
+        return f"{base.rstrip('/')}/{name}{query}"
 
 
 class _WrongBytesError(OSError):
@@ -175,43 +182,82 @@ def is_url(spec: str | Path) -> bool:
     return "://" in os.fspath(spec)
 
 
-def redact(text: str) -> str:
-    """The text with the passwords and queries of its URLs left out."""
-    return _URL.sub(r"\g<kind>\g<place>", text)
+def shown(url: str) -> str:
+    """A URL without its user, password and query; of one in which these cannot be told apart
+    from the rest, only the kind. A path stays as it is."""
+    kind, mark, rest = url.partition("://")
+    if not mark:
+        return url
+    head, question, query = rest.partition("?")
+    authority, _, _ = head.partition("/")
+    if "@" in query and (":" in authority or authority == head):
+        return f"{kind}://***"
+    if "@" not in head and _PASSWORD.match(authority):
+        return f"{kind}://***"
+    if ":" in authority:
+        head = head.rpartition("@")[2]
+    elif kind not in _AT_IN_NAMES:
+        head = authority.rpartition("@")[2] + head[len(authority) :]
+    pattern = "" if query.strip("?*/") else question + query
+    return f"{kind}://{head.partition('#')[0]}{pattern}"
+
+
+def redact(text: str, *urls: str) -> str:
+    """A text, such as a library's error, without what is secret in these URLs, which it may hold
+    in whole or in part, or in whatever else looks like a URL in it."""
+    for url in urls:
+        user, query = url.partition("://")[2].rpartition("@")[0], url.partition("?")[2]
+        text = text.replace(url, shown(url))
+        for secret in (user if ":" in user else "", query):
+            for written in (secret, quote(secret, safe=":"), unquote(secret)):
+                # Shorter ones are found in any word.
+                text = text.replace(written, "***") if len(written) > 3 else text
+    return _URL.sub(lambda found: shown(found[0]), text)
+
+
+def expand_variables(spec: str) -> str:
+    """A path or URL with its $VARIABLES replaced; UserError names one that is not set."""
+    for name in re.findall(r"\$\{?(\w+)", spec):
+        if name not in os.environ:
+            raise UserError(f"{shown(spec)}: ${name}: this variable is not set")
+    return os.path.expandvars(spec)
 
 
 def expand(spec: str | Path, cache: ShardCache | None = None, retries: int = 6) -> list[Folder]:
     """The folders that a path or URL with $VARIABLES, braces and globs stands for, in order.
 
     Raises:
-        UserError: a variable is not set, a pattern matches nothing, or a URL has no cache.
+        UserError: a variable is not set, a pattern matches nothing or is empty, or a URL has no
+            cache.
     """
-    text = os.fspath(spec)
-    for name in re.findall(r"\$\{?(\w+)", text):
-        if name not in os.environ:
-            raise UserError(f"{redact(text)}: ${name}: this variable is not set")
-    text = os.path.expandvars(text)
+    text = expand_variables(os.fspath(spec))
     folders: list[Folder] = []
     try:
         patterns = list(braceexpand.braceexpand(text))
     except ValueError:
-        raise UserError(f"{redact(text)}: a brace that is not closed or not opened") from None
+        raise UserError(f"{shown(text)}: a brace that is not closed or not opened") from None
     for pattern in patterns:
+        if not pattern:
+            raise UserError(f"data.folders: {os.fspath(spec)!r}: an empty name; name a folder")
         if not is_url(pattern):
             matches = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
             folders += [LocalFolder(Path(match)) for match in matches]
         elif cache is None:
-            raise UserError(f"{redact(pattern)}: a URL needs a cache on this machine")
+            raise UserError(f"{shown(pattern)}: a URL needs a cache on this machine")
+        elif _UNQUOTED.match(pattern):
+            raise UserError(
+                f"{shown(pattern)}: its password holds /, ? or #; write %2F, %3F or %23 for them"
+            )
         else:
             matches = _remote_glob(pattern, retries)
             folders += [RemoteFolder(match, cache, retries) for match in matches]
         if not matches:
-            raise UserError(f"{redact(pattern)}: no folder matches this pattern")
+            raise UserError(f"{shown(pattern)}: no folder matches this pattern")
     return folders
 
 
 def _remote_glob(pattern: str, retries: int) -> list[str]:
-    base, mark, query = pattern.partition("?")
+    base, query = _halves(pattern)
     if not glob.has_magic(base):
         return [pattern]
 
@@ -219,7 +265,15 @@ def _remote_glob(pattern: str, retries: int) -> list[str]:
         system, path = _filesystem(base)
         return [system.unstrip_protocol(name) for name in sorted(system.glob(path))]
 
-    return [f"{name}{mark}{query}" for name in _retry(find, redact(pattern), retries)]
+    return [f"{name}{query}" for name in _retry(find, pattern, retries)]
+
+
+def _halves(url: str) -> tuple[str, str]:
+    """A URL up to its query, and that; where no query can be, a bare ? is a pattern."""
+    base, mark, query = url.partition("?")
+    if "=" in query or url.startswith(("http://", "https://")):
+        return base, mark + query
+    return url, ""
 
 
 def _filesystem(address: str) -> tuple[Any, str]:
@@ -227,24 +281,26 @@ def _filesystem(address: str) -> tuple[Any, str]:
     try:
         return fsspec.url_to_fs(address)
     except (ImportError, ValueError) as error:
-        raise UserError(f"{redact(address)}: {redact(reason(error))}") from None
+        raise UserError(f"{shown(address)}: {redact(reason(error), address)}") from None
 
 
 def _retry(
     action: Callable[[], Value],
-    name: str,
+    address: str,
     retries: int,
     final: tuple[type[Exception], ...] = FINAL,
 ) -> Value:
     # Filesystems raise what their libraries do, so any exception may be a passing one.
-    return retry(action, name, retries=retries, transient=(Exception,), final=final, tell=_told)
+    def tell(error: Exception) -> str:
+        """A library's error, by its cause if that is told, without secrets."""
+        if isinstance(error, FileNotFoundError) and not error.__cause__:
+            return "no such file"
+        return redact(reason(error.__cause__ or error), address)
 
-
-def _told(error: Exception) -> str:
-    """A library's error, by its cause if that is told, without secrets."""
-    if isinstance(error, FileNotFoundError) and not error.__cause__:
-        return "no such file"
-    return redact(reason(error.__cause__ or error))
+    transient = (Exception,)
+    return retry(
+        action, shown(address), retries=retries, transient=transient, final=final, tell=tell
+    )
 
 
 def _append(part: FileIO, data: bytes) -> None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import resource
 from bisect import bisect
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
@@ -24,15 +26,15 @@ from stack.data.lanes import CanonicalLanes
 from stack.data.shard import SampleError, Shard
 from stack.data.storage import Folder, expand
 from stack.util.errors import UserError
-from stack.util.retry import reason, retry
+from stack.util.retry import retry
 
 log = logging.getLogger(__name__)
 
 WINDOW = 4096
 """Default shuffle window in samples of one lane: C * WINDOW samples mix with one another."""
 
-_OPEN_SHARDS = 512
-"""Shards kept open by one process, below the usual limit of 1024 files."""
+_OPEN_SHARDS = 4096
+"""Shards kept open by one process, where the system allows it so many files."""
 
 _NEIGHBOURS = 16
 """Samples of one shard tried in place of a damaged one."""
@@ -54,6 +56,9 @@ class Substitution:
     key: str
     reason: str
     instead: str
+
+    def __str__(self) -> str:
+        return f"{self.shard}: {self.key}: {self.reason}; {self.instead} instead"
 
 
 class ShardStream:
@@ -96,12 +101,12 @@ class ShardStream:
     ) -> None:
         specs = [folders] if isinstance(folders, str | Path) else list(folders)
         if weights is not None and len(weights) != len(specs):
-            raise UserError(f"weights: {len(weights)} weights for {len(specs)} folders")
+            raise UserError(f"data.weights: {len(weights)} of them for {len(specs)} folders")
         self.cache, self.retries = cache, retries
         found = [expand(spec, cache, retries) for spec in specs]
         sources = found if weights is not None else [list(chain(*found))]
         self.manifests: dict[Folder, Manifest] = {}
-        shards = [[shard for one in source for shard in self._load(one)] for source in sources]
+        shards = [self._load(source) for source in sources]
         self.lanes = CanonicalLanes(
             [[entry.samples for _, entry in source] for source in shards],
             global_batch=global_batch,
@@ -109,6 +114,7 @@ class ShardStream:
             seed=seed,
             window=window,
             weights=weights,
+            names=[_name(source) for source in sources],
             rank=rank,
             world_size=world_size,
         )
@@ -126,14 +132,20 @@ class ShardStream:
         self._source_ends = list(accumulate(map(len, shards), initial=0))
         self._open: OrderedDict[int, Shard] = OrderedDict()
 
-    def _load(self, folder: Folder) -> list[tuple[Folder, ShardEntry]]:
-        if folder in self.manifests:
-            raise UserError(f"{folder}: named twice among the folders")
-        manifest = self.manifests[folder] = folder.manifest()
-        if not manifest.samples:
-            raise UserError(f"{folder}: samples: the dataset is empty")
-        folder.check(manifest)
-        return [(folder, entry) for entry in manifest.shards]
+    def _load(self, source: Sequence[Folder]) -> list[tuple[Folder, ShardEntry]]:
+        """The shards of one source, none twice: a folder may have two names, or a copy."""
+        loaded: dict[str, Folder] = {}
+        for folder in source:
+            if folder in self.manifests:
+                raise UserError(f"{folder}: named twice among the folders")
+            manifest = self.manifests[folder] = folder.manifest()
+            if not manifest.samples:
+                raise UserError(f"{folder}: samples: the dataset is empty")
+            if same := loaded.get(manifest.fingerprint):
+                raise UserError(f"{folder}: same data as {same}; name it once")
+            loaded[manifest.fingerprint] = folder
+            folder.check(manifest)
+        return [(one, entry) for one in source for entry in self.manifests[one].shards]
 
     def _fingerprint(
         self, sources: Sequence[Sequence[Folder]], weights: Sequence[float] | None
@@ -194,18 +206,19 @@ class ShardStream:
         return ()
 
     def _take(self, take: Take, number: int, row: int, place: int) -> None:
-        """Take one sample; where reading it fails, with its shard opened anew for every try."""
-
-        def again() -> None:
-            self._close([number])
-            take(self._shard(number), row, place)
-
+        """Take one sample; where reading fails for the moment, again with its shard opened anew."""
         try:
             take(self._shard(number), row, place)
         except OSError as error:
-            folder, entry = self._shards[number]
-            log.warning("%s: %s; opening it anew", folder.file(entry.name), reason(error))
-            retry(again, folder.file(entry.name), retries=self.retries)
+            failed = [error]
+
+            def again() -> None:
+                self._close([number])
+                if failed:
+                    raise failed.pop()  # The try that has been.
+                take(self._shard(number), row, place)
+
+            retry(again, self._path(number), retries=self.retries)
 
     def _neighbours(self, number: int, row: int) -> Iterator[tuple[int, int]]:
         """Shard and row of what follows a sample: some in its shard, then some in the next ones
@@ -218,10 +231,14 @@ class ShardStream:
             for further in range(step == 0, min(_NEIGHBOURS, samples)):
                 yield other, (row + further) % samples
 
+    def _path(self, number: int) -> str:
+        folder, entry = self._shards[number]
+        return folder.file(entry.name)
+
     def _shard(self, number: int) -> Shard:
         shard = self._open.get(number)
         if shard is None:
-            if len(self._open) >= _OPEN_SHARDS:
+            if len(self._open) >= open_limit():
                 self._close([next(iter(self._open))])
             shard = self._open[number] = Shard(*self._shards[number])
         else:
@@ -237,7 +254,7 @@ class ShardStream:
         """Count and log replaced samples."""
         self.bad_samples += len(damage)
         for bad in damage:
-            log.warning("%s: %s: %s; %s instead", bad.shard, bad.key, bad.reason, bad.instead)
+            log.warning("%s", bad)
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the stream, in delivered steps, and what it is a place in."""
@@ -262,3 +279,21 @@ class ShardStream:
     def __getstate__(self) -> dict[str, Any]:
         """What a worker process gets: everything but the open files."""
         return {**self.__dict__, "_open": OrderedDict()}
+
+
+def _name(source: Sequence[Folder]) -> str:
+    """One source in messages."""
+    return f"{source[0]} and {len(source) - 1} more" if len(source) > 1 else str(source[0])
+
+
+@cache
+def open_limit() -> int:
+    """How many shards a process may keep open: half of the files that it may open, once its soft
+    limit is raised as far as is of use; the rest is for sockets, workers and libraries."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * _OPEN_SHARDS
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        soft = allowed
+    return (wanted if soft == resource.RLIM_INFINITY else min(soft, wanted)) // 2

@@ -17,7 +17,7 @@ from stack.config.schema import Data, DistillRecipe, Mixture2DTeacher, SDTeacher
 from stack.data.batch import BatchLoader
 from stack.data.cache import ShardCache
 from stack.data.index import MANIFEST
-from stack.data.storage import is_url
+from stack.data.storage import expand_variables, is_url
 from stack.data.stream import ShardStream
 from stack.diffusion.schedule import DiscreteSchedule
 from stack.diffusion.timesteps import UniformTimes
@@ -46,6 +46,9 @@ from stack.train.trainer import Source, Task
 from stack.util import keyed
 from stack.util.errors import UserError
 
+_LANES = 256
+"""Lanes by default: the largest divisor of the batch up to this. A process that reads them all
+has about as many shards open."""
 _DRAWN_POINTS = 2000
 """Samples in a picture of the two-dimensional example."""
 _REACH = 3.0
@@ -87,7 +90,7 @@ def stream_of(
     return ShardStream(
         data.folders,
         global_batch=size,
-        lanes=data.lanes or size,
+        lanes=data.lanes or max(n for n in range(1, _LANES + 1) if size % n == 0),
         seed=seed,
         window=data.window,
         weights=data.weights,
@@ -100,10 +103,10 @@ def stream_of(
 
 def cache_of(data: Data) -> ShardCache | None:
     """The node's cache of remote shards, where a data section names any."""
-    if not any(is_url(os.path.expandvars(folder)) for folder in data.folders):
+    if not any(is_url(expand_variables(folder)) for folder in data.folders):
         return None
-    folder = Path(data.cache or f"{tempfile.gettempdir()}/f-distill-shards-{os.getuid()}")
-    return ShardCache(folder, int(data.cache_gb * 1e9))
+    folder = data.cache or f"{tempfile.gettempdir()}/f-distill-shards-{os.getuid()}"
+    return ShardCache(Path(expand_variables(folder)), int(data.cache_gb * 1e9))
 
 
 def build_distill(recipe: DistillRecipe, ranks: Ranks = ALONE) -> Job:

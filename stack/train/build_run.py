@@ -18,7 +18,9 @@ from stack.util.files import sha256_file, write_atomic
 def open_run(
     recipe: Recipe, ranks: Ranks = ALONE, *, resume: bool = False, overwrite: bool = False
 ) -> Path:
-    """The recipe's run folder with its resolved recipe.yaml, ready to train in.
+    """The recipe's run folder, ready to train in; a new one holds its resolved recipe.yaml.
+
+    In a run that goes on, the trainer writes recipe.yaml, once the state has loaded.
 
     Args:
         resume: go on with the run in the folder, or start one in an empty folder.
@@ -52,17 +54,19 @@ def _claim(recipe: Recipe, folder: Path, *, resume: bool, overwrite: bool) -> No
                 "remove it, or out=FOLDER"
             )
         check_same(load_recipe(stored), recipe, stored)
-    write_atomic(stored, dump_recipe(recipe))
+    else:
+        write_atomic(stored, dump_recipe(recipe))
 
 
 def trainer_of(
     recipe: DistillRecipe | PretrainRecipe, job: Job, folder: Path, ranks: Ranks = ALONE
 ) -> Trainer:
-    """The training loop of one job in ``folder``."""
+    """The training loop of one job in ``folder``, the recipe's run folder or one in it."""
     return Trainer(
         folder,
         job.task,
         job.source,
+        recipe_file=Path(recipe.out) / "recipe.yaml",
         recipe_text=dump_recipe(recipe),
         code_hash=code_hash(),
         log_every=recipe.log.every,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from stack.util.errors import UserError
 
@@ -59,25 +60,49 @@ class SkipBudget:
 class DamageBudget:
     """Compares the damaged samples of each epoch with a share of its samples."""
 
-    def __init__(self, share: float, *, per_epoch: int, batch: int) -> None:
-        """Args: share: that may be damaged. per_epoch, batch: samples of an epoch, of a step."""
+    def __init__(
+        self,
+        share: float,
+        *,
+        per_epoch: int,
+        batch: int,
+        epoch: int = -1,
+        before: int = 0,
+        total: int = 0,
+        first: str = "",
+    ) -> None:
+        """Args: share: that may be damaged. per_epoch, batch: samples of an epoch, of a step.
+        The rest: :meth:`state_dict` of an earlier start."""
         self.share, self.per_epoch, self.batch = share, per_epoch, batch
-        self.epoch, self.before, self.total = -1, 0, 0
+        self.epoch, self.before, self.total, self.first = epoch, before, total, first
 
-    def count(self, total: int, iteration: int) -> None:
-        """Note the damaged samples of all ranks since the start, at an iteration.
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch, damaged samples before it and up to now, and the first one in it."""
+        return {
+            "epoch": self.epoch,
+            "before": self.before,
+            "total": self.total,
+            "first": self.first,
+        }
+
+    def count(self, total: int, iteration: int, told: Sequence[str] = ()) -> None:
+        """Note the damaged samples of all ranks over all starts, at an iteration.
+
+        Args:
+            told: a line for each that is new.
 
         Raises:
             UserError: this epoch has had too many.
         """
         epoch = iteration * self.batch // self.per_epoch
         if epoch != self.epoch:
-            self.epoch, self.before = epoch, self.total
+            self.epoch, self.before, self.first = epoch, self.total, ""
         self.total = total
+        self.first = self.first or next(iter(told), "")
         bad = total - self.before
         if bad > self.share * self.per_epoch:
             raise UserError(
                 f"data.bad_samples: {bad} damaged of the {self.per_epoch} samples of epoch "
-                f"{epoch}, more than {self.share:.2%}; see the shards named above, and "
+                f"{epoch}, more than {self.share:.2%} (first: {self.first}); run "
                 "python -m data_prep verify"
             )

@@ -33,6 +33,7 @@ class LatentSource:
         self.loader, self.text, self.scale = loader, text, scale
         self.samples, self.accumulation, self.device = samples, accumulation, device
         self.epoch_samples = samples * loader.stream.steps_per_epoch
+        loader.keep_damage()
         self.batches = iter(loader)
         with torch.no_grad():
             self.null = text(text.null_ids[None].to(device))
@@ -51,6 +52,9 @@ class LatentSource:
 
     def counts(self) -> dict[str, int]:
         return self.loader.counts()
+
+    def damage(self) -> list[str]:
+        return self.loader.damage()
 
     def state_dict(self) -> dict[str, Any]:
         return self.loader.state_dict()
@@ -86,6 +90,9 @@ class KeyedSource:
     def counts(self) -> dict[str, int]:
         return {}
 
+    def damage(self) -> list[str]:
+        return []
+
     def state_dict(self) -> dict[str, Any]:
         return {"iteration": self.iteration}
 
@@ -99,6 +106,7 @@ class RawSource:
     def __init__(self, loader: BatchLoader, *, samples: int) -> None:
         self.loader, self.samples = loader, samples
         self.epoch_samples = samples * loader.stream.steps_per_epoch
+        loader.keep_damage()
         self.batches = iter(loader)
 
     def take(self) -> Sequence[dict[str, Any]]:
@@ -106,6 +114,9 @@ class RawSource:
 
     def counts(self) -> dict[str, int]:
         return self.loader.counts()
+
+    def damage(self) -> list[str]:
+        return self.loader.damage()
 
     def state_dict(self) -> dict[str, Any]:
         return self.loader.state_dict()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +19,10 @@ from stack.parallel.collectives import ALONE, Ranks
 from stack.train.guard import DamageBudget, SkipBudget, StopFlag, stop_on_signals
 from stack.train.metrics import MetricsLog
 from stack.util.errors import UserError
+from stack.util.files import write_atomic
 from stack.util.progress import progress
+
+logger = logging.getLogger(__name__)
 
 
 class Task(Protocol):
@@ -65,6 +70,9 @@ class Source(Protocol):
     def counts(self) -> dict[str, int]:
         """What the log should know of this rank's samples so far, such as `bad_samples`."""
 
+    def damage(self) -> list[str]:
+        """A line for each of `bad_samples` since the last call, which nobody else tells."""
+
     def state_dict(self) -> dict[str, Any]:
         """Position, counting delivered batches."""
 
@@ -78,7 +86,7 @@ class Trainer:
 
     Args:
         folder: the run folder.
-        recipe_text: the resolved recipe. code_hash: of the code that runs.
+        recipe_file, recipe_text: the resolved recipe. code_hash: of the code that runs.
         log_every, sample_every, save_every: iterations between; 0 samples: none.
         keep_last: newest checkpoints kept.
         bad_samples: share of an epoch's samples that may be damaged.
@@ -88,6 +96,7 @@ class Trainer:
     folder: Path
     task: Task
     source: Source
+    recipe_file: Path
     recipe_text: str
     code_hash: str
     log_every: int
@@ -96,19 +105,35 @@ class Trainer:
     keep_last: int
     bad_samples: float = 0.0
     ranks: Ranks = ALONE
+    _earlier: Counter[str] = field(init=False, default_factory=Counter)
+    """Counts of all ranks in the starts before this one."""
 
     def fit(self) -> str | None:
         """Train to the end, from the newest checkpoint that verifies if there is one.
 
+        Nothing is written before its state has loaded, nor where nothing is left to do.
+
         Returns: the signal's name if one asked to stop, after the state was saved.
         """
         found = self._newest()
-        fresh: dict[str, Any] = {"iteration": 0, "skipped": 0, "seconds": 0.0}
-        state = self._load(found) if found else fresh
+        state = self._load(found) if found else _fresh()
         if state["iteration"] >= self.task.total:
             print(f"{self.folder}: all {self.task.total} iterations are done")
             return None
-        budget = SkipBudget(skipped=state["skipped"])
+        self.ranks.barrier()  # All have loaded.
+        if self.ranks.first:
+            commit.sweep(self.folder / "checkpoints")
+            write_atomic(self.recipe_file, self.recipe_text)
+        self._earlier = Counter(state["counts"])
+        budgets = _Budgets(
+            SkipBudget(skipped=state["skipped"]),
+            DamageBudget(
+                self.bad_samples,
+                per_epoch=self.source.epoch_samples,
+                batch=self.source.samples,
+                **state["damage"],
+            ),
+        )
         log = MetricsLog(self.folder, seconds=state["seconds"], silent=not self.ranks.first)
         if found:
             print(f"resuming {self.folder} after iteration {state['iteration']}")
@@ -116,20 +141,18 @@ class Trainer:
             log.event("resume", state["iteration"])
         try:
             with stop_on_signals() as stop:
-                return self._loop(state["iteration"], budget, log, stop)
+                return self._loop(state["iteration"], budgets, log, stop)
         finally:
             log.close()
 
-    def _loop(self, first: int, budget: SkipBudget, log: MetricsLog, stop: StopFlag) -> str | None:
-        total = self.task.total
-        meter, size = _Meter(self.source.samples), self.source.samples
-        damage = DamageBudget(self.bad_samples, per_epoch=self.source.epoch_samples, batch=size)
+    def _loop(self, first: int, budgets: _Budgets, log: MetricsLog, stop: StopFlag) -> str | None:
+        total, meter = self.task.total, _Meter(self.source.samples)
         with progress(self.task.name, total=total, initial=first) as bar:
             for iteration in range(first, total):
-                batches = self._take(meter, iteration, damage)
+                batches = self._take(meter, iteration, budgets.damage)
                 figures, stepped = self.task.iteration(iteration, batches)
                 meter.iterations += 1
-                budget.count(stepped, iteration, self.folder)
+                budgets.skips.count(stepped, iteration, self.folder)
                 done = iteration + 1
                 shown = {}
                 late = done % self.log_every
@@ -138,14 +161,14 @@ class Trainer:
                     shown = {name[5:]: value for name, value in row.items() if "loss/" in name}
                     rates = meter.read() if not late or done == total else {}
                     told = row | rates | self._counts()
-                    log.row(done, told | {"skipped": budget.skipped})
+                    log.row(done, told | {"skipped": budgets.skips.skipped})
                 bar.advance(1, **shown)
                 if self.ranks.first and self.sample_every and done % self.sample_every == 0:
                     self.task.sample(done, self.folder / "samples")
                 # Read once: a signal that comes from here on waits for the next boundary.
                 reason = (stop.reason or "a signal") if self.ranks.any(bool(stop.reason)) else None
                 if done % self.save_every == 0 or done == total or reason:
-                    self._save(done, budget, log)
+                    self._save(done, budgets, log)
                 if reason:
                     log.event(f"stopped by {reason}", done)
                     return reason
@@ -161,14 +184,24 @@ class Trainer:
             error = str(caught)
         bad = self.source.counts().get("bad_samples", 0)
         bad, broken = self.ranks.sum(bad, error is not None)
+        bad += self._earlier["bad_samples"]
+        told = self._tell() if bad > damage.total else []
         if broken:
             raise UserError(next(filter(None, self.ranks.gather(error))))
-        damage.count(bad, iteration)
+        damage.count(bad, iteration, told)
         return batches
 
+    def _tell(self) -> list[str]:
+        """What all ranks' samples suffered since the last time; the first rank logs it, which
+        alone is sure to be heard."""
+        lines = list(chain(*self.ranks.gather(self.source.damage())))
+        for line in lines if self.ranks.first else ():
+            logger.warning("%s", line)
+        return lines
+
     def _counts(self) -> dict[str, int]:
-        """The source's counts, added up over ranks."""
-        total = Counter[str]()
+        """The source's counts, added up over ranks and starts."""
+        total = self._earlier.copy()
         for counts in self.ranks.gather(self.source.counts()):
             total.update(counts)
         return dict(total)
@@ -178,7 +211,6 @@ class Trainer:
         found = None
         if self.ranks.first:
             root = self.folder / "checkpoints"
-            commit.sweep(root)
             found, skipped = verify.latest(root)
             for reason in skipped:
                 print(f"skipped checkpoint {reason}")
@@ -194,19 +226,20 @@ class Trainer:
             for name, value in figures.items()
         }
 
-    def _save(self, done: int, budget: SkipBudget, log: MetricsLog) -> None:
+    def _save(self, done: int, budgets: _Budgets, log: MetricsLog) -> None:
         generators = self.ranks.gather(torch.get_rng_state())
         rng = {f"rng.rank{rank}.cpu": value for rank, value in enumerate(generators)}
+        counts = self._counts()
         if self.ranks.first:
-            self._write(done, budget, log, rng)
+            self._write(done, budgets.state_dict() | {"counts": counts}, log, rng)
         self.ranks.barrier()
 
     def _write(
-        self, done: int, budget: SkipBudget, log: MetricsLog, rng: dict[str, Tensor]
+        self, done: int, counted: dict[str, Any], log: MetricsLog, rng: dict[str, Tensor]
     ) -> None:
         state = {
             "iteration": done,
-            "skipped": budget.skipped,
+            **counted,
             "seconds": log.seconds,
             "task": self.task.counters(),
             "stream": self.source.state_dict(),
@@ -236,6 +269,23 @@ class Trainer:
         # Training draws nothing from the generator; a rank that is new keeps its own.
         torch.set_rng_state(rng.get(f"rng.rank{self.ranks.rank}.cpu", torch.get_rng_state()))
         return state
+
+
+def _fresh() -> dict[str, Any]:
+    """The part of a state that is not the task's or the source's, at the start of a run."""
+    return {"iteration": 0, "skipped": 0, "seconds": 0.0, "counts": {}, "damage": {}}
+
+
+@dataclass
+class _Budgets:
+    """What may end a run, counted over all its starts."""
+
+    skips: SkipBudget
+    damage: DamageBudget
+
+    def state_dict(self) -> dict[str, Any]:
+        """Entries of a checkpoint's state."""
+        return {"skipped": self.skips.skipped, "damage": self.damage.state_dict()}
 
 
 class _Meter:

@@ -37,10 +37,12 @@ def bench_order(
             walk = CanonicalLanes([sizes], seed=0, **options)
             steps = [walk.locate(step) for step in range(walk.steps_per_epoch)]
             order = np.stack([shard * samples + row for shard, row in steps])
-            rows.append({"lanes": count, "window": window} | quality(order, samples))
+            layout = {"lanes": count, "places": order.size // count, "window": window}
+            rows.append(layout | quality(order, samples))
     full = np.random.default_rng(0).permutation(shards * samples)
     full = full[: len(full) // batch * batch].reshape(-1, batch)
-    rows.append({"lanes": 0, "window": shards * samples} | quality(full, samples))
+    layout = {"lanes": 0, "places": full.size, "window": full.size}
+    rows.append(layout | quality(full, samples))
     if json_file:
         write_json(json_file, {"shards": shards, "samples": samples, "batch": batch, "rows": rows})
     _print(f"{shards} shards of {samples} samples, batches of {batch}", rows)
@@ -63,7 +65,7 @@ def quality(order: np.ndarray, samples: int) -> dict[str, float]:
     step_of[order] = np.arange(steps)[:, None]
     numbers = np.flatnonzero(step_of >= 0)
     by_shard = np.split(numbers, np.flatnonzero(np.diff(numbers // samples)) + 1)
-    correlations = [_spearman(step_of[part]) for part in by_shard if len(part) > 2]
+    correlations = [_spearman(step_of[part]) for part in by_shard]
     labels = np.stack([np.bincount(row // samples, minlength=len(by_shard)) for row in order])
     share = labels / batch
     entropy = -(share * np.log2(share, where=share > 0, out=np.zeros_like(share))).sum(axis=1)
@@ -85,11 +87,12 @@ def _spearman(steps: np.ndarray) -> float:
 
 
 def _print(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    table = Table(title=title, caption="a label a shard; bits of a batch's labels")
-    for column in ("lanes", "window", "rank correlation", "label entropy", "neighbours"):
+    table = Table(title=title, caption="a label a shard; places: of a lane")
+    for column in ("lanes", "places", "window", "rank corr.", "label bits", "neighbours"):
         table.add_column(column, justify="right")
     for row in rows:
-        layout = (str(row["lanes"]), str(row["window"])) if row["lanes"] else ("full", "shuffle")
+        names = ("lanes", "places", "window")
+        layout = [str(row[name]) for name in names] if row["lanes"] else ["full", "", "shuffle"]
         figures = (f"{row[name]:.3f}" for name in ("rank_correlation", "label_entropy"))
         table.add_row(*layout, *figures, f"{row['neighbours']:.1%}")
     Console(highlight=False).print(table)

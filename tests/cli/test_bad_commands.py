@@ -44,7 +44,7 @@ RECIPES: list[tuple[str, list[str], str]] = [
     (
         "distill",
         ["data.global_batch=53"],
-        "{recipe}: global_batch: source 0 has 52 samples, fewer than",
+        "{recipe}: data.global_batch: {data} has 52 samples, fewer than",
     ),
     ("pretrain", [], "{recipe}: job: the recipe is for stack distill, not for stack pretrain"),
 ]
@@ -63,7 +63,7 @@ def test_bad_recipe(
     recipe = write_recipe(tmp_path, recipe_fields(world))
     before = tree(tmp_path)
     line = refused(capsys, verb, recipe, *overrides, "--overwrite")
-    assert line.startswith(message.format(recipe=recipe))
+    assert line.startswith(message.format(recipe=recipe, data=world.data))
     assert tree(tmp_path) == before
 
 

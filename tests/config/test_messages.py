@@ -153,3 +153,41 @@ def test_base_cycle(tmp_path: Path) -> None:
     write(tmp_path / "a.yaml", DISTILL | {"base": "b.yaml"})
     write(tmp_path / "b.yaml", {"base": "a.yaml"})
     assert message(tmp_path / "a.yaml") == f"{tmp_path}/b.yaml: base: a.yaml leads back to itself"
+
+
+SECRETS = [
+    "https://user:p/SECRET@host/x",
+    "https://user:p?SECRET@host/x",
+    "s3://KEY:SE'C \"RET@bucket/x",
+    "https://SECRET@host/x",
+    "abfs://container:SECRET@account.dfs.core.windows.net/x",
+    "https://host/x?SECRET",
+    "s3://bucket/x?sig=SECRET",
+]
+
+
+@pytest.mark.parametrize("folder", SECRETS)
+def test_a_literal_secret_is_refused_and_not_shown(tmp_path: Path, folder: str) -> None:
+    data = {"folders": ["plain", folder], "global_batch": 8}
+    recipe = write(tmp_path / "r.yaml", DISTILL | {"data": data})
+    told = message(recipe)
+    assert told.startswith(f"{recipe}: data.folders: the URL of entry 1 holds a password or")
+    assert "SECRET" not in told
+
+
+PUBLIC = [
+    "s3://bucket/part-?",
+    "s3://bucket/v@2/x",
+    "abfs://container@account.dfs.core.windows.net/x",
+    "hf://datasets/me/set@main/x",
+    "http://host:8080/x",
+    "$SHARDS/x-?",
+]
+
+
+@pytest.mark.parametrize("folder", PUBLIC)
+def test_a_url_without_secrets_is_accepted(tmp_path: Path, folder: str) -> None:
+    data = {"folders": [folder], "global_batch": 8}
+    recipe = load_recipe(write(tmp_path / "r.yaml", DISTILL | {"data": data}))
+    assert recipe.data is not None
+    assert recipe.data.folders == [folder]

@@ -6,13 +6,16 @@ import errno
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import IO
 
 import pytest
 
+from stack.data import cache as cache_module
 from stack.data.cache import ShardCache, evicted, touch
 from stack.util.errors import UserError
 
@@ -161,7 +164,8 @@ def test_an_open_file_stays_readable_and_tells_that_it_was_evicted(cache):
         assert file.read() == bytes_of("a", 300)
 
 
-def test_a_part_under_way_counts_whole_and_is_never_evicted(cache):
+def test_a_part_under_way_counts_whole_and_is_never_evicted(cache, monkeypatch):
+    monkeypatch.setattr(cache_module, "_PATIENCE", 0.0)
     other = ShardCache(cache.folder, LIMIT)
 
     def fetch(part: IO[bytes]) -> None:
@@ -172,11 +176,12 @@ def test_a_part_under_way_counts_whole_and_is_never_evicted(cache):
         assert names(cache) == ["a.600.part", "c"]
         with pytest.raises(UserError, match="cannot hold d of 5e-07 GB beside what is being"):
             get(other, "d", 500)
-        assert names(cache) == ["a.600.part"]
+        # What could not have made room for it is still there.
+        assert names(cache) == ["a.600.part", "c"]
         fetch_of("a", 600)(part)
 
     cache.open("s3://bucket/a", "1", 600, fetch).close()
-    assert names(cache) == ["a"]
+    assert names(cache) == ["a", "c"]
 
 
 def test_an_abandoned_part_makes_room_in_its_turn(cache):
@@ -197,8 +202,7 @@ def test_too_big_a_file_is_refused_and_evicts_nothing(cache):
     with pytest.raises(UserError) as caught:
         get(cache, "b.tar", 1001)
     assert str(caught.value) == (
-        f"data.cache_gb: 1e-06 GB in {cache.folder} cannot hold b.tar of 1.001e-06 GB "
-        "beside what is being fetched; raise it"
+        f"data.cache_gb: 1e-06 GB in {cache.folder} cannot hold b.tar of 1.001e-06 GB; raise it"
     )
     assert names(cache) == ["a"]
 
@@ -263,3 +267,50 @@ def test_processes_that_share_a_folder_fetch_what_the_others_have_not(tmp_path, 
     if limit >= files * 200:
         assert len(fetched) == files
     assert not [name for name in names(cache) if name.endswith(".part")]
+
+
+def fetch_at_leisure(cache: ShardCache, name: str, start: Barrier) -> None:
+    """Fetch a file of 400 bytes, together with others."""
+
+    def fetch(part: IO[bytes]) -> None:
+        time.sleep(0.2)
+        fetch_of(name, 400)(part)
+
+    start.wait(60)
+    with cache.open(f"s3://bucket/{name}", "1", 400, fetch) as file:
+        assert file.read() == bytes_of(name, 400)
+
+
+def test_a_crowded_cache_is_waited_for(cache, monkeypatch):
+    """1000 bytes hold two of the four transfers at a time."""
+    monkeypatch.setattr(cache_module, "_POLL", 0.02)
+    start = FORK.Barrier(4)
+    children = [FORK.Process(target=fetch_at_leisure, args=(cache, n, start)) for n in "abcd"]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+        assert child.exitcode == 0
+    assert len(names(cache)) == 2
+    assert not [name for name in names(cache) if name.endswith(".part")]
+
+
+def test_what_is_left_of_a_part_is_kept_while_it_waits(cache, monkeypatch):
+    monkeypatch.setattr(cache_module, "_PATIENCE", 0.0)
+    smaller = ShardCache(cache.folder, LIMIT - 100)
+
+    def half(part: IO[bytes]) -> None:
+        part.write(bytes_of("a", 200))
+        raise OSError("cut")
+
+    def fetch(part: IO[bytes]) -> None:
+        with pytest.raises(UserError, match="cannot hold a of 4e-07 GB beside what is being"):
+            get(smaller, "a", 400)
+        fetch_of("b", 600)(part)
+
+    with pytest.raises(OSError, match="cut"):
+        cache.open("s3://bucket/a", "1", 400, half)
+    cache.open("s3://bucket/b", "1", 600, fetch).close()
+    assert names(cache) == ["a.400.part", "b"]
+    (part,) = cache.folder.glob("*-a.400.part")
+    assert part.stat().st_size == 200

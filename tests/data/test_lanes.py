@@ -113,7 +113,7 @@ def test_the_order_is_fixed_for_good():
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(0.1, 10), min_size=1, max_size=5), st.integers(120, 400))
 def test_a_mixture_shares_lanes_by_weight(weights, lanes):
-    owner = share_lanes(lanes, weights)
+    owner = share_lanes(lanes, weights, list(map(str, weights)))
     share = np.array(weights) / sum(weights)
     given_lanes = np.bincount(owner, minlength=len(weights))
     assert abs(given_lanes - share * lanes).max() <= len(weights) / 2
@@ -143,8 +143,9 @@ ILLEGAL = [
     ({"lanes": 0}, "lanes: 0 does not divide"),
     ({"world_size": 4}, "world_size: 4 does not divide lanes 6; legal: 1, 2, 3, 6"),
     ({"window": 0}, "window: must be at least 1"),
-    ({"global_batch": 120}, "global_batch: source 0 has 100 samples, fewer than the 120"),
-    ({"weights": [0.0]}, "weights: must be positive"),
+    ({"global_batch": 120}, "data.global_batch: source 0 has 100 samples, fewer than"),
+    ({"weights": [0.0]}, "data.weights: source 0: must be positive and finite (0)"),
+    ({"weights": [float("nan")]}, "data.weights: source 0: must be positive and finite (nan)"),
 ]
 
 
@@ -157,7 +158,5 @@ def test_illegal_settings_name_the_legal_ones(change, message):
 
 
 def test_a_source_without_a_lane_is_refused():
-    with pytest.raises(
-        UserError, match=r"weights: source 1 with weight 0\.01 gets none of 4 lanes"
-    ):
-        share_lanes(4, [1.0, 0.01])
+    with pytest.raises(UserError, match=r"^data.weights: small: 0\.01 gets none of 4 lanes"):
+        share_lanes(4, [1.0, 0.01], ["large", "small"])

@@ -72,7 +72,7 @@ def test_samples_are_those_of_the_local_folder(folder, server, cache, workers):
         assert server.sent[path.name] == path.stat().st_size
 
 
-@pytest.mark.parametrize("name", ["part-*", "part-{a,b}", "p*/"])
+@pytest.mark.parametrize("name", ["part-*", "part-?", "part-{a,b}", "p*/"])
 def test_patterns_find_remote_folders_as_they_find_local_ones(make_folder, cache, name):
     local = [make_folder("part-a", [30]), make_folder("part-b", [34], first=30)]
     for path in local:

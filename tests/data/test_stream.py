@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -171,6 +172,10 @@ DAMAGE = [
     (shutil.rmtree, "copy: no such folder of shards"),
     (lambda folder: (folder / "manifest.json").unlink(), "copy/manifest.json: missing"),
     (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json: not JSON"),
+    (
+        lambda folder: (folder / "manifest.json").write_text("[]"),
+        r"manifest.json: Input should be a valid dictionary .* \(\[\]\)",
+    ),
     (edit(lambda m: m.pop("samples")), "manifest.json: samples: Field required"),
     (edit(lambda m: m.update(samples="x")), "manifest.json: samples: Input should be a valid int"),
     (edit(lambda m: m.update(samples=74)), "manifest.json: samples: 74, but its shards add up"),
@@ -198,8 +203,10 @@ def test_a_folder_that_does_not_fit_together_is_refused(copy, damage, message):
 BAD_SETTINGS = [
     ({"world_size": 3, "rank": 0}, "world_size: 3 does not divide lanes 8; legal: 1, 2, 4, 8"),
     ({"lanes": 3}, "lanes: 3 does not divide global_batch 16; legal: 1, 2, 4, 8, 16"),
-    ({"weights": [1, 2]}, "weights: 2 weights for 1 folders"),
-    ({"global_batch": 128}, "global_batch: source 0 has 75 samples, fewer than the 128"),
+    ({"weights": [1, 2]}, "^data.weights: 2 of them for 1 folders"),
+    ({"weights": [0]}, "^data.weights: .*/plain: must be positive and finite"),
+    ({"weights": [float("nan")]}, "^data.weights: .*/plain: must be positive and finite"),
+    ({"global_batch": 128}, "^data.global_batch: .*/plain has 75 samples, fewer than the 128"),
 ]
 
 
@@ -214,6 +221,24 @@ def test_a_folder_named_twice_is_refused(folder):
         ShardStream([folder, folder], **OPTIONS)
     with pytest.raises(UserError, match=r"nothing-\?: no folder matches"):
         ShardStream(folder / "nothing-?", **OPTIONS)
+
+
+@pytest.mark.parametrize("make", [Path.symlink_to, lambda new, old: shutil.copytree(old, new)])
+def test_one_folder_under_two_names_is_refused_within_a_source(folder, tmp_path, make):
+    twin = tmp_path / "twin"
+    make(twin, folder)
+    with pytest.raises(UserError, match=f"^{twin}: same data as {folder}; name it once"):
+        ShardStream([folder, twin], **OPTIONS)
+    weighted = ShardStream([folder, twin], **OPTIONS, weights=[1, 3])
+    assert len(list(islice(weighted, 16))) == 16
+
+
+@pytest.mark.parametrize("spec", ["", "$EMPTY", "{a,}"])
+def test_an_empty_name_is_not_the_working_directory(folder, monkeypatch, spec):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("EMPTY", "")
+    with pytest.raises(UserError, match=f"^data.folders: {re.escape(repr(spec))}: an empty name"):
+        ShardStream([spec], **OPTIONS)
 
 
 @pytest.mark.parametrize("name", ["seed", "G", "C", "window", "fingerprint"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from data_prep.shards import ShardFolder, Tally
+from stack.cli import main
 from stack.config.load import load_recipe
 from stack.data.index import Manifest
 from stack.data.stream import ShardStream
@@ -73,23 +75,36 @@ def damaged(world: World, tmp_path: Path) -> Path:
     return folder
 
 
-def ruined_in_an_epoch(recipe: Path, data: Path, steps: int) -> int:
-    """How many samples of the first shard come in so many steps."""
+def ruined(recipe: Path, data: Path, steps: int) -> list[str]:
+    """Keys of the samples of the first shard that come in so many steps, in order."""
     recipe_data = load_recipe(recipe, [f"data.folders=[{data}]"]).data
     samples = islice(stream_of(recipe_data, seed=0), steps * recipe_data.global_batch)
-    return sum(int(sample["key"]) < Manifest.read(data).shards[0].samples for sample in samples)
+    keys = [sample["key"] for sample in samples]
+    return [key for key in keys if int(key) < Manifest.read(data).shards[0].samples]
+
+
+def named(told: str, data: Path) -> list[str]:
+    """Keys of the damaged samples that are told of, a line each."""
+    line = rf"^{data}/000000\.tar: (\d+): latent\.npy: crc32 does not match; \d+ instead$"
+    return re.findall(line, told, re.MULTILINE)
 
 
 @pytest.mark.slow
-def test_two_ranks_train_on_within_a_budget_and_count_what_both_replaced(world, tmp_path, damaged):
+def test_two_ranks_train_on_within_a_budget_and_tell_what_both_replaced(world, tmp_path, damaged):
+    """Each sample once on the terminal, which only the first rank owns, and all in the counts,
+    over a resume too."""
     recipe = recipe_of(tmp_path, world, damaged, bad_samples=0.9)
-    process = start(["distill", recipe])
-    _, told = process.communicate(timeout=_PATIENCE)
-    assert process.returncode == 0, told
+    keys = ruined(recipe, world.data, EPOCH + 4)
+    before = len(ruined(recipe, world.data, 4))
+    for options, told_now in (["iterations=4"], keys[:before]), (["--resume"], keys[before:]):
+        process = start(["distill", recipe, *options])
+        _, told = process.communicate(timeout=_PATIENCE)
+        assert process.returncode == 0, told
+        assert named(told, damaged) == told_now
     rows = metrics_of(tmp_path / "run")
     assert max(rows) == EPOCH + 4
-    for step in (1, EPOCH, EPOCH + 4):
-        assert rows[step]["bad_samples"] == ruined_in_an_epoch(recipe, world.data, step)
+    for step in range(1, EPOCH + 5):
+        assert rows[step]["bad_samples"] == len(ruined(recipe, world.data, step))
 
 
 @pytest.mark.slow
@@ -98,11 +113,31 @@ def test_two_ranks_stop_with_one_line_when_the_budget_is_spent(
 ):
     recipe = recipe_of(tmp_path, world, damaged)
     line = last_words(start_ranks(monkeypatch, recipe))
-    bad = ruined_in_an_epoch(recipe, world.data, 1)
-    assert line == (
-        f"error: {recipe}: data.bad_samples: {bad} damaged of the 48 samples of epoch 0, more "
-        "than 0.10%; see the shards named above, and python -m data_prep verify"
+    first, *more = ruined(recipe, world.data, 1)
+    assert re.fullmatch(
+        rf"error: {recipe}: data.bad_samples: {1 + len(more)} damaged of the 48 samples of epoch "
+        rf"0, more than 0.10% \(first: {damaged}/000000.tar: {first}: latent.npy: crc32 does not "
+        r"match; \d+ instead\); run python -m data_prep verify",
+        line,
     )
+
+
+def test_a_resume_within_an_epoch_has_only_what_is_left_of_its_budget(
+    world, tmp_path, damaged, capsys
+):
+    """Neither half of the epoch alone would spend it."""
+    alone = ["parallel.backend=none", "parallel.processes=1"]
+    recipe = recipe_of(tmp_path, world, damaged, iterations=EPOCH)
+    keys = ruined(recipe, world.data, EPOCH)
+    half = len(ruined(recipe, world.data, EPOCH // 2))
+    share = max(half, len(keys) - half) / (8 * EPOCH)
+    assert 0 < half < len(keys)
+    given = ["distill", str(recipe), *alone, f"data.bad_samples={share}"]
+    assert main([*given, f"iterations={EPOCH // 2}"]) == 0
+    assert main([*given, "--resume"]) == 2
+    told = capsys.readouterr().err
+    assert f"damaged of the {8 * EPOCH} samples of epoch 0" in told
+    assert f"(first: {damaged}/000000.tar: {keys[0]}: " in told
 
 
 def in_small_shards(world: World, out: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 
@@ -32,18 +33,18 @@ def test_skips_are_counted_and_a_step_ends_a_row() -> None:
 def test_damage_up_to_a_share_of_an_epoch_is_borne(share: float, allowed: int) -> None:
     budget = DamageBudget(share, per_epoch=100, batch=10)
     for total in range(allowed + 1):
-        budget.count(total, 3)
+        budget.count(total, 3, [f"line {total}"] if total else [])
     with pytest.raises(UserError) as caught:
-        budget.count(allowed + 1, 4)
+        budget.count(allowed + 1, 4, [f"line {allowed + 1}", "line of another rank"])
     assert str(caught.value) == (
         f"data.bad_samples: {allowed + 1} damaged of the 100 samples of epoch 0, more than "
-        f"{share:.2%}; see the shards named above, and python -m data_prep verify"
+        f"{share:.2%} (first: line 1); run python -m data_prep verify"
     )
 
 
 @pytest.mark.parametrize("first", [0, 7])
 def test_each_epoch_has_its_own_budget(first: int) -> None:
-    """Of 100 samples 40 may be damaged; a resumed run counts from 0 within its first epoch."""
+    """Of 100 samples 40 may be damaged, whatever an earlier epoch had."""
     budget, total = DamageBudget(0.4, per_epoch=100, batch=10), 0
     for iteration in range(first, 40):
         total += 4
@@ -53,6 +54,28 @@ def test_each_epoch_has_its_own_budget(first: int) -> None:
         budget.count(total, iteration)
     with pytest.raises(UserError, match=r"45 damaged of the 100 samples of epoch 4, more than 40"):
         budget.count(total + 5, 48)
+
+
+def test_the_first_damage_named_is_that_of_the_epoch() -> None:
+    budget = DamageBudget(0.02, per_epoch=100, batch=10)
+    budget.count(1, 9, ["of epoch 0"])
+    budget.count(1, 10)
+    budget.count(2, 11, ["first of epoch 1"])
+    with pytest.raises(UserError, match=r"\(first: first of epoch 1\)"):
+        budget.count(4, 12, ["second", "third"])
+
+
+@pytest.mark.parametrize("stop", range(7, 17))
+def test_a_budget_that_was_saved_goes_on_as_one_that_was_not(stop: int) -> None:
+    """Two damaged samples each iteration: those of iteration 17, in epoch 1, are too many."""
+    budget = DamageBudget(0.15, per_epoch=100, batch=10)
+    for iteration in range(7, 17):
+        if iteration == stop:
+            state = json.loads(json.dumps(budget.state_dict()))
+            budget = DamageBudget(0.15, per_epoch=100, batch=10, **state)
+        budget.count(2 * (iteration - 6), iteration, [f"line {iteration}"])
+    with pytest.raises(UserError, match=r"16 damaged .* of epoch 1, .*\(first: line 10\)"):
+        budget.count(22, 17, ["line 17"])
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)

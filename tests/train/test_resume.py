@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 
 from stack.cli import main
+from stack.config.load import load_recipe
 from stack.fdistill.algorithm import FDistill
 from stack.train.pretrain import UnetTask
+from stack.util.errors import UserError
 from tests.pipeline import (
     World,
+    copy,
     metrics_of,
     pretrain_fields,
     recipe_fields,
@@ -165,10 +168,53 @@ def test_resume_of_a_finished_run_changes_nothing(
 ) -> None:
     before = tree(finished)
     assert main(["distill", str(finished.parent / "recipe.yaml"), "--resume"]) == 0
-    after = tree(finished)
-    before.pop("recipe.yaml"), after.pop("recipe.yaml")  # written anew, with the same content
-    assert after == before
+    assert tree(finished) == before
     assert "all 6 iterations are done" in capsys.readouterr().out
+
+
+@pytest.fixture
+def unfinished(tmp_path: Path, finished: Path) -> Path:
+    """A run that could go on, with what an interrupted save left behind."""
+    run = copy(finished, tmp_path / "run")
+    (run / "checkpoints" / ".staging-1").mkdir()
+    (run / "checkpoints" / ".staging-1" / "state.json").write_text("{")
+    return run
+
+
+def test_a_resume_writes_its_recipe(tmp_path: Path, world: World, unfinished: Path) -> None:
+    """Operational fields may change, such as the place of the same data."""
+    recipe = str(write_recipe(tmp_path, recipe_fields(world)))
+    moved = f"data.folders=[{copy(world.data, tmp_path / 'moved')}]"
+    assert main(["distill", recipe, "--resume", "iterations=7", moved]) == 0
+    stored = load_recipe(unfinished / "recipe.yaml")
+    assert stored == load_recipe(recipe, ["iterations=7", moved])
+    assert state_of(unfinished)[1]["iteration"] == 7
+    assert not list((unfinished / "checkpoints").glob(".*"))
+
+
+def test_a_resume_on_other_data_is_refused_and_leaves_no_trace(
+    tmp_path: Path, world: World, unfinished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = str(write_recipe(tmp_path, recipe_fields(world)))
+    before = tree(unfinished)
+    assert main(["distill", recipe, "--resume", f"data.folders=[{world.shards}]"]) == 2
+    assert "fingerprint: the saved place is of another stream" in capsys.readouterr().err
+    assert tree(unfinished) == before
+
+
+def test_a_resume_whose_checkpoint_does_not_load_leaves_no_trace(
+    tmp_path: Path, world: World, unfinished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Someone has edited the run's recipe, and resumes with the same."""
+    fields = recipe_fields(world)
+    stored = unfinished / "recipe.yaml"
+    stored.write_text(stored.read_text().replace("width: 8", "width: 16"))
+    fields["gan"]["width"] = 16
+    recipe = str(write_recipe(tmp_path, fields))
+    before = tree(unfinished)
+    assert main(["distill", recipe, "--resume", "iterations=7"]) == 2
+    assert "the checkpoint has" in capsys.readouterr().err
+    assert tree(unfinished) == before
 
 
 def test_sampling_and_logging_leave_no_trace(tmp_path: Path, world: World, finished: Path) -> None:
@@ -185,6 +231,19 @@ def test_sampling_and_logging_leave_no_trace(tmp_path: Path, world: World, finis
     assert list(metrics_of(tmp_path / "run")) == [4, 6]
 
 
+def refused_without_a_trace(recipe: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The autoencoder's state loads, the UNet's does not."""
+
+    def refuse(self: Any, counters: Any) -> None:
+        raise UserError("of something else")
+
+    before = tree(run)
+    with monkeypatch.context() as patch:
+        patch.setattr(UnetTask, "load_counters", refuse)
+        assert main(["pretrain", recipe, "--resume", "log.every=2"]) == 2
+    assert tree(run) == before
+
+
 def test_pretraining_resumes_exactly(
     tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +256,7 @@ def test_pretraining_resumes_exactly(
         with pytest.raises(PowerCutError):
             main(["pretrain", recipe])
     assert not (broken / "run" / "teacher").exists()
+    refused_without_a_trace(recipe, broken / "run", monkeypatch)
     assert main(["pretrain", recipe, "--resume"]) == 0
     for part in ("vae", "unet"):
         assert_same_end(broken / "run" / part, whole / "run" / part)

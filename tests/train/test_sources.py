@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from stack.data.stream import ShardStream
 from stack.fdistill.algorithm import Batch
 from stack.nets.text import TextEncoder, load_text
 from stack.train.sources import KeyedSource, LatentSource, RawSource, micro_batches
-from tests.pipeline import World, caption
+from tests.data.damage import ruin
+from tests.pipeline import World, caption, copy
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
@@ -82,6 +84,26 @@ def test_raw_batches(world: World) -> None:
     raw.load_state_dict(state)
     [again] = raw.take()
     assert again["key"] == expected["key"]
+
+
+def test_damage_is_kept_for_the_trainer_and_handed_out_once(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = copy(world.data, tmp_path / "data")
+    ruin(data, "000000")
+    made = ShardStream(data, global_batch=8, lanes=8, seed=0, window=16)
+    raw = RawSource(BatchLoader(made, ("latent",)), samples=8)
+    assert raw.damage() == []
+    counts = [0]
+    for _ in range(6):
+        raw.take()
+        counts.append(raw.counts()["bad_samples"])
+        lines = raw.damage()
+        assert len(lines) == counts[-1] - counts[-2]
+        assert all(line.startswith(f"{data}/000000.tar: 0000") for line in lines)
+        assert raw.damage() == []
+    assert counts[-1] > 1
+    assert caplog.messages == []
 
 
 def test_keyed_samples() -> None:
