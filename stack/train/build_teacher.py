@@ -59,12 +59,12 @@ class TeacherParts:
 def build_vae(recipe: PretrainRecipe, ranks: Ranks = ALONE) -> tuple[Job, Autoencoder]:
     """The autoencoder's training."""
     torch.manual_seed(recipe.seed)
-    config = recipe.vae
+    config, device = recipe.vae, device_of(recipe.device)
     stream = stream_of(recipe.data, recipe.seed, ranks=ranks, batch=config.batch)
     vae = new_vae(
         _resolution(stream), channels=config.channels, layers=config.layers, groups=config.groups
     )
-    model = Autoencoder(vae).to(device_of(recipe.device))
+    model = Autoencoder(vae).to(device)
     weights = adam_weights(
         "vae", model.vae, ranks, total=config.iterations, **config.optim.model_dump()
     )
@@ -72,7 +72,11 @@ def build_vae(recipe: PretrainRecipe, ranks: Ranks = ALONE) -> tuple[Job, Autoen
         model, weights, seed=recipe.seed, total=config.iterations, kl_weight=config.kl_weight
     )
     loader = BatchLoader(
-        stream, ("image",), workers=recipe.data.workers, prefetch=recipe.data.prefetch
+        stream,
+        ("image",),
+        workers=recipe.data.workers,
+        prefetch=recipe.data.prefetch,
+        pin_memory=device.type == "cuda",
     )
     return Job(task, RawSource(loader, samples=config.batch)), model
 
@@ -123,6 +127,7 @@ def build_unet(
         ("image", "tokens", "key"),
         workers=recipe.data.workers,
         prefetch=recipe.data.prefetch,
+        pin_memory=device.type == "cuda",
         tokenize=text.tokenize,
     )
     return Job(task, RawSource(loader, samples=config.batch)), parts

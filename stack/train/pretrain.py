@@ -148,7 +148,7 @@ class VaeTask:
     ) -> tuple[dict[str, Tensor], bool]:
         [raw] = batches
         device = next(self.model.parameters()).device
-        images = from_uint8(raw["image"].to(device))
+        images = from_uint8(raw["image"].to(device, non_blocking=True))
         posterior = self.model.vae.encode(images).latent_dist
         noise = Noise(self.seed, iteration, raw["position"].to(device))
         latents = posterior.mean + posterior.std * noise.normal("posterior", posterior.mean)
@@ -241,7 +241,7 @@ class UnetTask:
         device = next(self.denoiser.parameters()).device
         positions = raw["position"].to(device)
         noise = Noise(self.seed, iteration, positions)
-        x0 = self.latents(raw["key"], raw["image"].to(device))
+        x0 = self.latents(raw["key"], raw["image"].to(device, non_blocking=True))
         t = noise.times("t", self.times)
         x_t = add_noise(x0, noise.normal("eps", x0), t, self.denoiser.schedule)
         c = self.text(self._dropout(raw["tokens"].to(device), iteration, positions))

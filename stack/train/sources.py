@@ -41,10 +41,10 @@ class LatentSource:
     @torch.no_grad()
     def take(self) -> Sequence[Batch]:
         raw = next(self.batches)
-        c = self.text(raw["tokens"].to(self.device))
+        c = self.text(raw["tokens"].to(self.device, non_blocking=True))
         batch = Batch(
-            positions=raw["position"].to(self.device),
-            x0=raw["latent"].to(self.device).float() * self.scale,
+            positions=raw["position"].to(self.device, non_blocking=True),
+            x0=raw["latent"].to(self.device, non_blocking=True).float() * self.scale,
             c=c,
             null=self.null.expand_as(c),
         )
