@@ -88,7 +88,8 @@ def encode_npy(array: np.ndarray) -> bytes:
 def decode_image(data: Bytes) -> np.ndarray:
     """Image file to uint8 (H, W, 3)."""
     with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image.convert("RGB"))
+        # Converting to the mode that it has would copy it.
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def decode_text(data: Bytes) -> str:
