@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -59,6 +59,18 @@ class Ranks:
         values = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
+
+    def by_first(self, action: Callable[[], None]) -> None:
+        """Let the first rank act while the others wait; its UserError is everyone's."""
+        error = None
+        if self.first:
+            try:
+                action()
+            except UserError as caught:
+                error = str(caught)
+        error = self.gather(error)[0]
+        if error:
+            raise UserError(error)
 
     def barrier(self) -> None:
         """Wait for all."""

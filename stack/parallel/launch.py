@@ -25,7 +25,7 @@ def launch(processes: int, command: Sequence[str]) -> int:
     Signals to this process go to every rank; a rank that fails takes the others with it, and
     what it said is shown unless the first rank, on the terminal, failed in the same way.
 
-    Returns: the exit status of the rank that failed first, or 0.
+    Returns: the exit status of the rank whose failure explains the others', or 0.
     """
     with ExitStack() as stack:
         logs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(1, processes)]
@@ -67,8 +67,8 @@ def _start(
 
 
 def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int:
-    """The rank that failed first, once all have ended, or 0 if none has; signals to this process
-    go to the ranks meanwhile."""
+    """The rank whose failure explains the others', once all have ended, or 0 if none has failed;
+    signals to this process go to the ranks meanwhile."""
 
     def forward(number: int, frame: object) -> None:
         for child in children:
@@ -90,7 +90,11 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return next((rank for rank, code in enumerate(codes) if code), 0) if failed is None else failed
+    # A status above 1 was chosen; 1 is a bug's traceback, often of a rank whose peer had gone.
+    chosen = [rank for rank, code in enumerate(codes) if code is not None and code > 1]
+    broken = [rank for rank, code in enumerate(codes) if code]
+    first = [] if failed is None else [failed]
+    return next(iter([*chosen, *first, *broken]), 0)
 
 
 def _die_with_parent() -> None:

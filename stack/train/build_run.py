@@ -30,10 +30,9 @@ def open_run(
         UserError: the folder holds something and neither was asked for; or the run in it was
             made with another recipe.
     """
-    if ranks.first:
-        _claim(recipe, Path(recipe.out), resume=resume, overwrite=overwrite)
-    ranks.barrier()
-    return Path(recipe.out)
+    folder = Path(recipe.out)
+    ranks.by_first(lambda: _claim(recipe, folder, resume=resume, overwrite=overwrite))
+    return folder
 
 
 def _claim(recipe: Recipe, folder: Path, *, resume: bool, overwrite: bool) -> None:

@@ -70,6 +70,29 @@ def test_a_rank_that_fails_takes_the_others_with_it_and_is_heard(
     assert capfd.readouterr().err == f"rank {failing} fails\n"
 
 
+def test_a_refusal_counts_more_than_the_crash_it_causes(capfd: pytest.CaptureFixture[str]) -> None:
+    script = (
+        "import os, sys, time; rank = int(os.environ['RANK'])\n"
+        "time.sleep(1 - rank)\n"
+        "print('rank', rank, 'ends', file=sys.stderr)\n"
+        "sys.exit(2 - rank)"
+    )
+    assert launch(2, [sys.executable, "-c", script]) == 2
+    assert capfd.readouterr().err == "rank 0 ends\n"
+
+
+@pytest.mark.slow
+def test_two_ranks_refuse_another_recipe_in_one_line(world: World, tmp_path: Path) -> None:
+    parallel = {"backend": "ddp", "processes": 2}
+    recipe = write_recipe(tmp_path, recipe_fields(world, parallel=parallel))
+    assert run_stack("distill", str(recipe)).returncode == 0
+    done = run_stack("distill", str(recipe), "--resume", "seed=5")
+    assert done.returncode == 2
+    message = f"error: {tmp_path}/run/recipe.yaml: seed: the run was started with 0"
+    assert done.stderr.count(message) == 1
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("changed", [{}, {"alternation": "exclusive", "divergence": "fkl"}])
 def test_two_ranks_train_as_one(world: World, tmp_path: Path, changed: dict[str, Any]) -> None:
