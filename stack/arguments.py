@@ -24,6 +24,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _on_disk(text: str) -> Path:
+    if "://" in text:
+        raise argparse.ArgumentTypeError("a URL; give a folder on a disk")
+    return Path(text)
+
+
 def _training_verb(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("recipe", type=Path, help="recipe file (YAML)")
     verb.add_argument("overrides", nargs="*", metavar="field=value", help=_OVERRIDES)
@@ -153,7 +159,7 @@ def _add_bench(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace], 
         "webdataset and of bare reads of the same bytes, in one process; pictures also of the "
         "decoder alone.",
     )
-    data.add_argument("folder", type=Path, help="folder of shards on a disk")
+    data.add_argument("folder", type=_on_disk, help="folder of shards on a disk")
     data.add_argument(
         "--field",
         action="append",

@@ -127,7 +127,7 @@ class BatchLoader:
         self.pin_memory = pin_memory and torch.cuda.is_available()
         self._counts: Counter[str] = Counter(bad_samples=0, truncated_captions=0)
         self._kept: list[str] | None = None
-        read = [name for name in fields if name not in _ALWAYS]
+        read = [name for name in self.fields if name not in _ALWAYS]
         self._tokenize = tokenize if _must_make(stream, read, "tokens", "text", tokenize) else None
         self._encode = encode if _must_make(stream, read, "latent", "image", encode) else None
         for name in read:
