@@ -54,32 +54,53 @@ def _json_option(verb: argparse.ArgumentParser) -> None:
 
 
 def _add_pretrain(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
-    def work(recipe: Any, **how: bool) -> str | None:
+    def work(recipe: Any, how: Any) -> str | None:
         from stack.verbs.pretrain import pretrain
 
-        return pretrain(recipe, **how)
+        return pretrain(recipe, how)
 
     return _add_training(verb, "pretrain", work)
 
 
 def _add_distill(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
-    def work(recipe: Any, **how: bool) -> str | None:
+    def work(recipe: Any, how: Any) -> str | None:
         from stack.verbs.distill import distill
 
-        return distill(recipe, **how)
+        return distill(recipe, how)
 
+    verb.add_argument(
+        "--step",
+        type=_positive,
+        help="with --resume: go on from this checkpoint; later ones are put aside, not removed",
+    )
+    verb.add_argument(
+        "--fork",
+        type=Path,
+        metavar="RUN",
+        help="begin a new run with the whole state of another one's newest checkpoint, or of the "
+        "one named RUN/checkpoints/step-N; name its folder with out=FOLDER",
+    )
     return _add_training(verb, "distill", work)
 
 
 def _add_training(
-    verb: argparse.ArgumentParser, job: str, work: Callable[..., str | None]
+    verb: argparse.ArgumentParser, job: str, work: Callable[[Any, Any], str | None]
 ) -> Callable[[argparse.Namespace], int]:
     _training_verb(verb)
+    verb.set_defaults(step=None, fork=None)
 
     def run(args: argparse.Namespace) -> int:
+        if args.step and not args.resume:
+            raise UserError(f"command line: --step: {args.step}: goes with --resume")
         recipe = load(args, job)
-        how = {"resume": args.resume, "overwrite": args.overwrite}
-        return _on_ranks(recipe.parallel.processes, args, lambda: _stopped(work(recipe, **how)))
+
+        def train() -> int:
+            from stack.train.build_run import Start
+
+            how = Start(args.resume, args.overwrite, args.step, args.fork)
+            return _stopped(work(recipe, how))
+
+        return _on_ranks(recipe.parallel.processes, args, train)
 
     return run
 
@@ -127,11 +148,17 @@ def _add_export(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace],
     _run_verb(verb)
     verb.add_argument("--out", type=Path, help="pipeline folder (default RUN/student)")
     verb.add_argument("--fp16", action="store_true", help="store the UNet in half precision")
+    verb.add_argument(
+        "--ema",
+        metavar="NAME",
+        help="the average to write, by its decay, or none for the weights as trained (default: "
+        "the recipe's first average)",
+    )
 
     def run(args: argparse.Namespace) -> int:
         from stack.verbs.export import export
 
-        export(args.run, out=args.out, fp16=args.fp16)
+        export(args.run, out=args.out, fp16=args.fp16, average=args.ema)
         return 0
 
     return run

@@ -9,10 +9,12 @@ import sys
 from collections.abc import Sequence
 
 from stack.arguments import VERBS
-from stack.util.errors import UserError
+from stack.util.errors import PeerLostError, UserError
 from stack.util.quiet import quiet_libraries
 
 EXIT_USER_ERROR = 2
+EXIT_PEER_LOST = 75
+"""Another rank is gone or silent: nothing to mend here, start again with --resume (EX_TEMPFAIL)."""
 EXIT_INTERRUPTED = 130
 """Ctrl-C where there was nothing to save; what a shell reports for SIGINT."""
 
@@ -53,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return args.action(args)
     except UserError as error:
         return _fail(_with_file(str(error), args))
+    except PeerLostError as error:
+        _fail(str(error))
+        return EXIT_PEER_LOST
     except OSError as error:
         if error.errno not in _DENIED:
             raise

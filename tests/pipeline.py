@@ -104,7 +104,7 @@ def make_teacher(folder: Path) -> None:
         SIDE // 2, 8, channels=(8, 16), attention=(False, False), layers=1, heads=2, groups=4
     )
     denoiser = SDDenoiser(unet, SD_SCHEDULE, "v_prediction")
-    average = EMA(module_of(denoiser, text), 0.5)
+    average = EMA(dict(module_of(denoiser, text).named_parameters()), 0.5)
     save_teacher(TeacherParts(denoiser, text, Autoencoder(vae), average), folder)
 
 

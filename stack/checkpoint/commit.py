@@ -1,7 +1,8 @@
-"""Writing a checkpoint: staged, hashed, committed by one rename.
+"""Writing a checkpoint: staged by all ranks, hashed, committed by one rename.
 
-    checkpoints/.staging-<step>-<id>/   tensors (torch.distributed.checkpoint), state.json,
-                                        recipe.yaml, then COMMIT.json with sizes and SHA-256
+    checkpoints/.staging-<step>-<id>/   tensors (torch.distributed.checkpoint), other files,
+                                        state.json, recipe.yaml; last COMMIT.json with the size
+                                        and SHA-256 of each
     checkpoints/step-0000500/           the same folder, renamed
 
 A folder named step-* was complete when it was renamed; whether it still is, verify.py tells.
@@ -12,18 +13,70 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from stack.util.errors import UserError
-from stack.util.files import fsync, sha256_file, write_atomic, write_json
+from stack.util.files import fsync, read_json, sha256_file, write_atomic, write_json
 
 COMMIT = "COMMIT.json"
+
+Listing = dict[str, dict[str, Any]]
+"""Size and SHA-256 of files, by path in the folder."""
+
+
+class Peers(Protocol):
+    """The ranks that save together."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world_size(self) -> int: ...
+    @property
+    def group(self) -> dist.ProcessGroup | None: ...
+    def gather(self, value: Any) -> list[Any]: ...
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What this rank puts into a checkpoint.
+
+    Args:
+        tensors: by name; the same name on several ranks is one tensor (a DTensor's parts, or
+            copies that are equal), so what differs by rank has the rank in its name.
+        objects: by path; written with torch.save.
+        state: everything else, as JSON; the first rank's counts.
+        recipe: the resolved recipe.
+        mark: what COMMIT.json says of it besides its files; a "score" is better if lower.
+    """
+
+    tensors: Mapping[str, Tensor]
+    objects: Mapping[str, Any] = field(default_factory=dict)
+    state: Mapping[str, Any] = field(default_factory=dict)
+    recipe: str = ""
+    mark: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay.
+
+    Args:
+        last: newest ones. every: those of its multiples, 0 for none. best: those with the lowest
+            score.
+    """
+
+    last: int = 2
+    every: int = 0
+    best: int = 0
 
 
 def step_folder(root: Path, step: int) -> Path:
@@ -31,61 +84,68 @@ def step_folder(root: Path, step: int) -> Path:
     return root / f"step-{step:07d}"
 
 
-def save(
-    root: Path,
-    step: int,
-    tensors: Mapping[str, Tensor],
-    state: Mapping[str, Any],
-    *,
-    recipe: str,
-    code_hash: str,
-    world_size: int,
-    keep_last: int,
-) -> Path:
-    """Write and commit a checkpoint, then remove older ones.
+def save(root: Path, step: int, contents: Contents, *, peers: Peers, keep: Keep) -> Path:
+    """Write and commit a checkpoint, then remove older ones; all ranks call it together.
 
     Args:
-        root: the run's checkpoints/ folder.
-        tensors: everything that is a tensor, by unique name.
-        state: everything else, as JSON.
-        world_size: ranks that trained.
-        keep_last: newest checkpoints kept, this one included; older ones go once it is
-            committed. Later ones, which a resume has passed over as damaged, do not count.
+        root: the run's checkpoints/ folder, which all ranks see.
 
     Raises:
-        UserError: the disk refused; older checkpoints are untouched.
+        UserError: a disk refused; older checkpoints are untouched. On all ranks alike.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    staging = root / f".staging-{step}-{uuid.uuid4().hex[:8]}"
-    final = step_folder(root, step)
+    name = f".staging-{step}-{uuid.uuid4().hex[:8]}"
+    staging, final = root / peers.gather(name)[0], step_folder(root, step)
+
+    def commit(listings: list[Listing]) -> Listing:
+        if peers.rank == 0:
+            _commit(staging, final, {**contents.mark, "step": step}, listings)
+        return {}
+
+    def prepare() -> Listing:
+        staging.mkdir(parents=True, exist_ok=True)
+        return {}
+
     try:
-        dcp.save(dict(tensors), checkpoint_id=staging, no_dist=True)
-        write_json(staging / "state.json", dict(state))
-        write_atomic(staging / "recipe.yaml", recipe)
-        files = sorted(path for path in staging.iterdir())
-        listing = {
-            file.name: {"size": file.stat().st_size, "sha256": sha256_file(file)} for file in files
-        }
-        for file in files:
-            fsync(file)
-        write_json(
-            staging / COMMIT,
-            {"step": step, "world_size": world_size, "code": code_hash, "files": listing},
-        )
-        if final.exists():
-            trash(final)
-        os.rename(staging, final)
+        _together(peers, prepare)
+        listings = _together(peers, lambda: _write(staging, contents, peers))
+        _together(peers, lambda: commit(listings))
     except BaseException as error:
-        shutil.rmtree(staging, ignore_errors=True)
-        if refusal := _refusal(error):
-            raise UserError(
-                f"{final}: not saved ({refusal}); older checkpoints are untouched"
-            ) from error
+        if peers.rank == 0:
+            shutil.rmtree(staging, ignore_errors=True)
+        if isinstance(error, _RefusedError):
+            text = f"{final}: not saved ({error}); older checkpoints are untouched"
+            raise UserError(text) from error
         raise
-    fsync(root)
-    for old in [path for path in committed(root) if path <= final][:-keep_last]:
-        trash(old)
+    if peers.rank == 0:
+        fsync(root)
+        for old in superfluous([path for path in committed(root) if path <= final], keep):
+            trash(old)
     return final
+
+
+def superfluous(folders: list[Path], keep: Keep) -> list[Path]:
+    """Those of some committed checkpoints, oldest first, that need not be kept."""
+    kept = set(folders[-keep.last :])
+    if keep.every:
+        kept |= {path for path in folders if step_of(path) % keep.every == 0}
+    if keep.best:
+        rated = [(mark(path)["score"], path) for path in folders if "score" in mark(path)]
+        kept |= {path for _, path in sorted(rated)[: keep.best]}
+    return [path for path in folders if path not in kept]
+
+
+def step_of(folder: Path) -> int:
+    """Iterations done at a checkpoint."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def mark(folder: Path) -> dict[str, Any]:
+    """What COMMIT.json says of a checkpoint besides its files; nothing if it is damaged."""
+    try:
+        found = read_json(folder / COMMIT)
+    except UserError:
+        return {}
+    return {key: value for key, value in found.items() if key != "files"}
 
 
 def committed(root: Path) -> list[Path]:
@@ -94,8 +154,8 @@ def committed(root: Path) -> list[Path]:
 
 
 def sweep(root: Path) -> None:
-    """Remove what an interrupted save or removal left behind."""
-    for pattern in (".staging-*", ".trash-*"):
+    """Remove what an interrupted save, conversion or removal left behind."""
+    for pattern in (".staging-*", ".trash-*", ".universal-*"):
         for path in root.glob(pattern):
             shutil.rmtree(path)
 
@@ -105,6 +165,89 @@ def trash(path: Path) -> None:
     gone = path.parent / f".trash-{path.name}-{uuid.uuid4().hex[:8]}"
     os.rename(path, gone)
     shutil.rmtree(gone)
+
+
+def set_aside(root: Path, step: int) -> Path | None:
+    """Move the checkpoints after ``step`` out of the way of a run that goes on from there.
+
+    Returns: the folder that holds them now, if there were any.
+    """
+    later = [path for path in committed(root) if step_of(path) > step]
+    if not later:
+        return None
+    folder = root / f"before-{step:07d}-{uuid.uuid4().hex[:8]}"
+    folder.mkdir()
+    for path in later:
+        os.rename(path, folder / path.name)
+    fsync(folder)
+    fsync(root)
+    return folder
+
+
+def _write(staging: Path, contents: Contents, peers: Peers) -> Listing:
+    """This rank's files, all on the disk, and their hashes."""
+    alone = peers.world_size == 1
+    dcp.save(
+        dict(contents.tensors), checkpoint_id=staging, process_group=peers.group, no_dist=alone
+    )
+    own = sorted(path.name for path in staging.glob(f"__{peers.rank}_*.distcp"))
+    for name, value in contents.objects.items():
+        file = staging / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(value, file)
+        fsync(file)
+        own.append(name)
+    if peers.rank == 0:
+        write_json(staging / "state.json", dict(contents.state))
+        write_atomic(staging / "recipe.yaml", contents.recipe)
+        own += [".metadata", "state.json", "recipe.yaml"]
+    files = {name: staging / name for name in own}
+    return {
+        name: {"size": file.stat().st_size, "sha256": sha256_file(file)}
+        for name, file in files.items()
+    }
+
+
+def _commit(staging: Path, final: Path, mark: Mapping[str, Any], listings: list[Listing]) -> None:
+    files = {name: entry for listing in listings for name, entry in sorted(listing.items())}
+    for name in files:
+        if not (staging / name).is_file():
+            raise OSError(f"{name} of another rank is missing; all ranks must see this folder")
+    for folder in {(staging / name).parent for name in files}:
+        fsync(folder)
+    write_json(staging / COMMIT, {**mark, "files": files})
+    old = final.with_name(f".trash-{final.name}-{uuid.uuid4().hex[:8]}")
+    if final.exists():
+        os.rename(final, old)
+    try:
+        os.rename(staging, final)
+    except OSError:
+        if old.exists():
+            os.rename(old, final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+class _RefusedError(Exception):
+    """A disk of some rank refused."""
+
+
+def _together(peers: Peers, action: Callable[[], Listing]) -> list[Listing]:
+    """What every rank's action returned; where one fails, all fail."""
+    outcome: Listing = {}
+    failure: BaseException | None = None
+    try:
+        outcome = action()
+    except (Exception, CheckpointException) as error:  # The latter is none of the former.
+        failure = error
+    told = _refusal(failure) if failure else None
+    rows = peers.gather((outcome, told, failure is not None))
+    if failure and not told:
+        raise failure
+    for _, refusal, failed in rows:
+        if failed:
+            raise _RefusedError(refusal or "an error on another rank")
+    return [listing for listing, _, _ in rows]
 
 
 def _refusal(error: BaseException) -> str | None:

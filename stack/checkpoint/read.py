@@ -1,8 +1,14 @@
-"""Reading a checkpoint: into a run's tensors in place, or a few tensors by name."""
+"""Reading a checkpoint: into a run's tensors in place, or one tensor after the other.
+
+A tensor is stored whole, whatever ranks it was cut over, and each rank reads what it holds. Of
+tensors that a rank holds as stretches of the flattened whole, each stretch is stored under
+``name@start``; they are put together from whatever stretches there are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +16,33 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from stack.checkpoint.commit import COMMIT
 from stack.util.errors import UserError
 from stack.util.files import read_json
 
+PER_RANK = "rng."
+"""Names under which every rank has entries of its own."""
 
-def describe(folder: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+Kind = tuple[tuple[int, ...], torch.dtype]
+"""Shape and dtype."""
+
+
+class _Reader(FileSystemReader):
+    """Reads the table of contents once, however many tensors are asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._contents = super().read_metadata()
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        return self._contents
+
+
+def describe(folder: Path) -> dict[str, Kind]:
     """Shape and dtype of every tensor in a checkpoint."""
-    entries = FileSystemReader(folder).read_metadata().state_dict_metadata
-    return {
-        name: (tuple(entry.size), entry.properties.dtype)
-        for name, entry in entries.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
+    return _kinds(_Reader(folder))
 
 
 def code_hash(folder: Path) -> str:
@@ -35,35 +53,111 @@ def code_hash(folder: Path) -> str:
 def load_into(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Fill ``tensors`` in place and return the checkpoint's other state.
 
+    Of the entries PER_RANK, those of ranks that are no more are left, and what a new rank asks
+    for stays as it is.
+
     Raises:
         UserError: a tensor is missing, left over, or of another shape or dtype (the library
             would cast, and ignore what is left over, without a word).
     """
-    stored = describe(folder)
+    reader = _Reader(folder)
+    stored = _kinds(reader)
     wanted = {name: (tuple(value.shape), value.dtype) for name, value in tensors.items()}
-    for name in sorted(stored.keys() | wanted.keys()):
-        if stored.get(name) != wanted.get(name):
+    here, there = _merged(wanted), _merged(stored)
+    for name in sorted(n for n in here.keys() | there.keys() if not n.startswith(PER_RANK)):
+        if not _fits(here.get(name), there.get(name), cut=name not in stored):
             raise UserError(
-                f"{folder}: {name}: the checkpoint has {stored.get(name, 'nothing')}, the run "
-                f"{wanted.get(name, 'nothing')}; resume with the recipe the run was started with"
+                f"{folder}: {name}: the checkpoint has {there.get(name, 'nothing')}, the run "
+                f"{here.get(name, 'nothing')}; resume with the recipe the run was started with"
             )
-    dcp.load(dict(tensors), checkpoint_id=folder, no_dist=True)
+    whole = {name: value for name, value in tensors.items() if wanted[name] == stored.get(name)}
+    dcp.load(whole, storage_reader=reader, no_dist=True)
+    for name in wanted.keys() - whole.keys():
+        if not name.startswith(PER_RANK):
+            _assemble(reader, name, tensors[name])
     return read_json(folder / "state.json")
 
 
 def read_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with ``prefix``, by the rest of their names.
+    """The tensors whose names begin with ``prefix``, by the rest of their names."""
+    return dict(iterate_tensors(folder, prefix))
+
+
+def iterate_tensors(
+    folder: Path, prefix: str, *, leave: str = "\0"
+) -> Iterator[tuple[str, Tensor]]:
+    """Name, without ``prefix``, and value of the tensors that begin with it, one at a time and
+    each whole; those stored in stretches come flat.
+
+    Args:
+        leave: those whose rest of the name begins so are left out.
 
     Raises:
         UserError: there is none.
     """
-    stored = describe(folder)
+    reader = _Reader(folder)
+    stored = _kinds(reader)
     wanted = {
-        name: torch.empty(shape, dtype=dtype)
-        for name, (shape, dtype) in stored.items()
-        if name.startswith(prefix)
+        name: kind
+        for name, kind in _merged(stored).items()
+        if name.startswith(prefix) and not name.startswith(prefix + leave)
     }
     if not wanted:
         raise UserError(f"{folder}: {prefix}: no such tensors in this checkpoint")
-    dcp.load(wanted, checkpoint_id=folder, no_dist=True)
-    return {name.removeprefix(prefix): value for name, value in wanted.items()}
+    for name, (shape, dtype) in wanted.items():
+        value = torch.empty(shape, dtype=dtype)
+        if name in stored:
+            dcp.load({name: value}, storage_reader=reader, no_dist=True)
+        else:
+            _assemble(reader, f"{name}@0", value)
+        yield name.removeprefix(prefix), value
+
+
+def _kinds(reader: FileSystemReader) -> dict[str, Kind]:
+    entries = reader.read_metadata().state_dict_metadata
+    return {
+        name: (tuple(entry.size), entry.properties.dtype)
+        for name, entry in entries.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+
+
+def _merged(kinds: Mapping[str, Kind]) -> dict[str, Kind]:
+    """The same with the stretches of a tensor as one, of the length they reach to."""
+    merged: dict[str, Kind] = {}
+    lengths: dict[str, int] = defaultdict(int)
+    for name, (shape, dtype) in kinds.items():
+        base, cut, start = name.partition("@")
+        if cut:
+            lengths[base] = max(lengths[base], int(start) + shape[0])
+            merged[base] = ((lengths[base],), dtype)
+        else:
+            merged[name] = (shape, dtype)
+    return merged
+
+
+def _fits(here: Kind | None, there: Kind | None, *, cut: bool) -> bool:
+    """Whether a tensor can be filled: it is equal, or, where it is stored in stretches, as long
+    at least as what this rank has of it, which may be nothing."""
+    if cut and there:
+        return here is None or (here[0] <= there[0] and here[1] == there[1])
+    return here == there
+
+
+def _assemble(reader: FileSystemReader, name: str, value: Tensor) -> None:
+    """Fill one stretch from the stored stretches that it meets."""
+    base, _, text = name.partition("@")
+    first, last = int(text), int(text) + len(value)
+    filled = 0
+    for stored, (shape, dtype) in _kinds(reader).items():
+        head, cut, start = stored.partition("@")
+        if not cut or head != base:
+            continue
+        low, high = max(first, int(start)), min(last, int(start) + shape[0])
+        if low < high:
+            part = torch.empty(shape, dtype=dtype)
+            dcp.load({stored: part}, storage_reader=reader, no_dist=True)
+            value[low - first : high - first] = part[low - int(start) : high - int(start)]
+            filled += high - low
+    if filled != len(value):
+        raise UserError(f"{name}: {filled} of {len(value)} elements are in the checkpoint")

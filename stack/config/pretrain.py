@@ -102,6 +102,15 @@ class PretrainRecipe(Recipe):
     unet: UnetModel
 
     @model_validator(mode="after")
+    def _whole_networks(self) -> PretrainRecipe:
+        if self.parallel.backend not in ("none", "ddp"):
+            raise ValueError(
+                f"parallel.backend: {self.parallel.backend}, but a teacher is pretrained whole on "
+                "every rank; set none or ddp"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_micro_batch(self) -> PretrainRecipe:
         if self.parallel.accumulation > 1:
             raise ValueError(

@@ -111,12 +111,30 @@ class Adam(Section):
 class Parallel(Section):
     """How the work is laid over processes."""
 
-    backend: Literal["none", "ddp"] = Field(default="none", json_schema_extra=OPERATIONAL)
-    """none: one process; ddp: every rank holds the networks, gradients are averaged."""
+    backend: Literal["none", "ddp", "fsdp", "zero1", "zero2", "zero3"] = Field(
+        default="none", json_schema_extra=OPERATIONAL
+    )
+    """none: one process; ddp: every rank holds the networks, gradients are averaged; fsdp: the
+    trained networks are cut over ranks (PyTorch's FSDP2); zero1, zero2, zero3: DeepSpeed cuts
+    the optimizer, the gradients too, the weights too."""
     processes: Positive = Field(default=1, json_schema_extra=OPERATIONAL)
     """Ranks the command starts on this machine, where no launcher (torchrun, srun) did."""
     accumulation: Positive = Field(default=1, json_schema_extra=OPERATIONAL)
     """Micro-batches per iteration."""
+    shard_size: Positive | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """With fsdp, ranks that share one copy of the weights (HSDP: a node's GPUs); all if unset."""
+    teacher: Literal["replicated", "sharded"] = Field(
+        default="replicated", json_schema_extra=OPERATIONAL
+    )
+    """Whether every rank holds the whole teacher, or a part of it that is gathered block by
+    block; with precision bf16 it is held in bfloat16."""
+    offload: bool = Field(default=False, json_schema_extra=OPERATIONAL)
+    """Keep what is cut over ranks, and its optimizer, in the CPU's memory."""
+    activation_checkpointing: bool = Field(default=False, json_schema_extra=OPERATIONAL)
+    """Compute each block of student and fake score a second time in the backward rather than
+    keep its activations."""
+    timeout: Rate = Field(default=600.0, json_schema_extra=OPERATIONAL)
+    """Seconds after which a rank that waits for another gives up."""
 
     @model_validator(mode="after")
     def _fits(self) -> Parallel:
@@ -125,6 +143,12 @@ class Parallel(Section):
                 f"processes: {self.processes}, but backend: none is one process; "
                 "set parallel.backend=ddp"
             )
+        if self.shard_size and self.backend != "fsdp":
+            raise ValueError(f"shard_size: {self.shard_size} is for fsdp, not {self.backend}")
+        if self.offload and self.backend in ("none", "ddp"):
+            raise ValueError(f"offload: {self.backend} cuts nothing over ranks; set fsdp or zero1")
+        if self.teacher == "sharded" and self.backend == "none":
+            raise ValueError("teacher: sharded, but backend: none is one process")
         return self
 
 
@@ -135,6 +159,13 @@ class Checkpoint(Section):
     """Iterations between saves; the last iteration is always saved."""
     keep_last: int = Field(default=2, ge=2, json_schema_extra=OPERATIONAL)
     """Newest checkpoints kept."""
+    keep_every: Count = Field(default=0, json_schema_extra=OPERATIONAL)
+    """Checkpoints at multiples of this are kept for good; 0 for none."""
+    keep_best: Count = Field(default=1, json_schema_extra=OPERATIONAL)
+    """Best checkpoints kept for good, by the quick evaluation (evaluation.quick_every)."""
+    background: bool = Field(default=True, json_schema_extra=OPERATIONAL)
+    """Write while training goes on; the state is copied first, and takes as much memory again on
+    the CPU."""
 
 
 class Log(Section):

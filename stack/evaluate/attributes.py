@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,12 +14,23 @@ from stack.data.batch import BatchLoader
 from stack.data.cache import ShardCache
 from stack.data.stream import ShardStream
 from stack.evaluate.diversity import mode_counts, total_variation
-from stack.evaluate.features import Judge, caption_accuracy, extract
+from stack.evaluate.features import (
+    Judge,
+    caption_accuracy,
+    extract,
+    fingerprint,
+    hold_out,
+    load_judge,
+    save_judge,
+    train_judge,
+)
 from stack.evaluate.frechet import Moments, frechet_distance
 from stack.evaluate.precision_recall import precision_recall
 from stack.util.errors import UserError
 
 _BATCH = 256
+_HELD_OUT = 0.2
+"""Share of the scans that the judge is tested on."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +93,25 @@ def read_labelled(folders: Sequence[str], cache: ShardCache | None = None) -> La
         stated={a: torch.tensor([a in note["states"] for note in notes]) for a in attributes},
         groups=torch.tensor([note["scan"] for note in notes]),
     )
+
+
+def shared_judge(folder: Path, data: Labelled) -> Judge:
+    """The classifier that the runs of a folder share; trained if none of these data is there."""
+    path = folder / "judge.safetensors"
+    if path.exists():
+        judge = load_judge(path)
+        if judge.fingerprint == fingerprint(data.images, data.labels):
+            return judge
+    print(f"training the judge of pictures, {path}")
+    judge, _ = train_judge(
+        data.images,
+        data.labels,
+        data.names,
+        seed=0,
+        held_out=hold_out(data.groups, _HELD_OUT, seed=0),
+    )
+    save_judge(judge, path)
+    return judge
 
 
 def choose_prompts(data: Labelled, samples: int, vague: int, seed: int) -> Tensor:

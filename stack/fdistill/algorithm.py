@@ -180,8 +180,9 @@ class FDistill:
                 x = self.generate(batch, noise)
             row: Figures = {}
             if student_turn:
-                loss, row = self.student_loss(x, batch, noise, h[i] if h else None)
-                self.student_weights.backward(loss / len(batches))
+                with self.fake_weights.frozen(), self.heads_weights.frozen():
+                    loss, row = self.student_loss(x, batch, noise, h[i] if h else None)
+                    self.student_weights.backward(loss / len(batches))
             if critic_turn:
                 fake, discriminator, told = self.critic_losses(x.detach(), batch, noise)
                 self.fake_weights.backward(fake / len(batches))
@@ -205,15 +206,14 @@ class FDistill:
     def student_loss(
         self, x: Tensor, batch: Batch, noise: Noise, h: Tensor | None = None
     ) -> tuple[Tensor, Figures]:
-        """Loss of student samples x (B, ...) and figures; h (B,) if a sweep has found it."""
-        with self.fake_weights.frozen(), self.heads_weights.frozen():
-            x_t, t = self._diffuse(x, noise, "score", self.score_times)
-            x0_fake, x0_teacher, features = self._scores(x_t, t, batch)
-            logits = self.heads(features)
-            log_r = self.log_ratio(logits.detach())
-            h = self._weights(log_r, t, noise.iteration) if h is None else h
-            gap = score_gap_loss(x, x0_fake, x0_teacher, h)
-            gan = generator_gan_loss(logits)
+        """Loss of student samples x (B, ...), by frozen critics, and figures; h (B,) if known."""
+        x_t, t = self._diffuse(x, noise, "score", self.score_times)
+        x0_fake, x0_teacher, features = self._scores(x_t, t, batch)
+        logits = self.heads(features)
+        log_r = self.log_ratio(logits.detach())
+        h = self._weights(log_r, t, noise.iteration) if h is None else h
+        gap = score_gap_loss(x, x0_fake, x0_teacher, h)
+        gan = generator_gan_loss(logits)
         distance = (x0_fake - x0_teacher).abs().flatten(1).mean(1)
         told = {"loss/gap": gap, "loss/gan": gan, "gap": distance, "log_r": log_r, "h": h, "t": t}
         return (gap + self.gan_weight * gan if self.gan_weight else gap), told

@@ -8,6 +8,7 @@ there is no condition: c is (B, 0).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from itertools import chain, pairwise
 from typing import Any
 
@@ -92,7 +93,15 @@ class _Residual(nn.Sequential):
         super().__init__(*chain(*hidden), last)
 
 
-class SkewedDenoiser(nn.Module):
+class _Small(nn.Module):
+    """A network that is one unit of sharding."""
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """No parts to be gathered one at a time."""
+        return iter(())
+
+
+class SkewedDenoiser(_Small):
     """The fake score: exact denoiser of N(centre, std^2) plus a residual in v."""
 
     centre: Tensor
@@ -127,7 +136,7 @@ class SkewedDenoiser(nn.Module):
         return loss_weight(t, self.schedule, "v_prediction")
 
 
-class SkewedStudent(nn.Module):
+class SkewedStudent(_Small):
     """The student: x = centre + std z + residual(z), a sampler of N(centre, std^2) at first."""
 
     centre: Tensor

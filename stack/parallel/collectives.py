@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -15,13 +17,21 @@ from torch import Tensor
 
 from stack.util.errors import UserError
 
+_BROKEN = re.compile(
+    r"closed by peer|reset by peer|Broken pipe|[Tt]imed out|Connection refused|NCCL|no rank \d"
+)
+"""What the backends say when another rank is gone."""
+_COLLECTIVE = re.compile(r"(all_|foreach_|_)*(reduce|gather|scatter|broadcast|barrier)\w*")
+
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among the ranks, and their collectives."""
+    """This process's place among the ranks, and their collectives in one process group."""
 
     rank: int = 0
     world_size: int = 1
+    group: dist.ProcessGroup | None = None
+    """None for the group of all that training uses."""
 
     @property
     def first(self) -> bool:
@@ -33,15 +43,20 @@ class Ranks:
         if self.world_size == 1:
             return value
         total = value.detach().clone()
-        dist.all_reduce(total)
-        return total / self.world_size
+        self.average_(total)
+        return total
+
+    def average_(self, value: Tensor) -> None:
+        """Mean of a tensor over ranks, in place."""
+        dist.all_reduce(value, group=self.group)
+        value /= self.world_size
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""
         if self.world_size == 1:
             return flag
         raised = torch.tensor(int(flag))
-        dist.all_reduce(raised, op=dist.ReduceOp.MAX)
+        dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self.group)
         return bool(raised)
 
     def sum(self, *counts: int) -> list[int]:
@@ -49,7 +64,7 @@ class Ranks:
         if self.world_size == 1:
             return list(counts)
         total = torch.tensor(counts)
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self.group)
         return total.tolist()
 
     def gather(self, value: Any) -> list[Any]:
@@ -57,7 +72,7 @@ class Ranks:
         if self.world_size == 1:
             return [value]
         values = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     def by_first(self, action: Callable[[], None]) -> None:
@@ -75,7 +90,14 @@ class Ranks:
     def barrier(self) -> None:
         """Wait for all."""
         if self.world_size > 1:
-            dist.barrier()
+            dist.barrier(group=self.group)
+
+    def apart(self) -> Ranks:
+        """The same ranks in a group of their own on the CPU, for a thread beside training's:
+        collectives of two threads in one group would meet each other's."""
+        if self.world_size == 1:
+            return self
+        return replace(self, group=dist.new_group(backend="gloo"))
 
 
 ALONE = Ranks()
@@ -92,7 +114,8 @@ def ranks_of(backend: str, *, timeout: float = 600.0) -> Iterator[Ranks]:
         UserError: several processes for a backend of one.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size == 1:
+    engines = backend.startswith("zero")
+    if world_size == 1 and not engines:
         yield ALONE
         return
     if backend == "none":
@@ -102,8 +125,23 @@ def ranks_of(backend: str, *, timeout: float = 600.0) -> Iterator[Ranks]:
         )
     # Both, where there are GPUs: flags and Python objects are gathered on the CPU.
     kinds = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(kinds, timeout=timedelta(seconds=timeout))
+    place: dict[str, Any] = {}
+    if "WORLD_SIZE" not in os.environ:  # DeepSpeed wants a group even of one.
+        place = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    dist.init_process_group(kinds, timeout=timedelta(seconds=timeout), **place)
     try:
         yield Ranks(dist.get_rank(), world_size)
     finally:
         dist.destroy_process_group()
+
+
+def lost_peer(error: BaseException) -> str | None:
+    """What to say of an error that a rank's end or silence caused in a collective of another;
+    None for any other error."""
+    broken = isinstance(error, dist.DistError) or _BROKEN.search(str(error))
+    if not (isinstance(error, RuntimeError) and broken):
+        return None
+    names = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    found = next(filter(_COLLECTIVE.fullmatch, reversed(names)), "a collective")
+    reason = re.sub(r"^\[[^\]]*\] ?", "", str(error).splitlines()[0])
+    return f"{found.strip('_')}: a rank is gone or silent ({reason})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 
 from stack.parallel.collectives import Ranks
 from stack.parallel.local import LocalWeights
+
+_BUCKET = 1 << 24
+"""Elements averaged at once (64 MB): enough for full bandwidth, little beside the gradient."""
 
 
 class ReplicatedWeights(LocalWeights):
@@ -26,9 +30,23 @@ class ReplicatedWeights(LocalWeights):
 
     def clip(self) -> Tensor:
         """Average over ranks, then clip; returns the norm before."""
-        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-        flat = self.ranks.all_reduce_mean(torch.cat([g.flatten() for g in gradients]))
-        parts = flat.split([g.numel() for g in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
+        for bucket in self._buckets():
+            flat = torch.cat([gradient.flatten() for gradient in bucket])
+            self.ranks.average_(flat)
+            parts = flat.split([gradient.numel() for gradient in bucket])
+            for gradient, part in zip(bucket, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
         return super().clip()
+
+    def _buckets(self) -> Iterator[list[Tensor]]:
+        """The gradients, some at a time."""
+        bucket: list[Tensor] = []
+        for parameter in self.module.parameters():
+            if parameter.grad is None:
+                continue
+            bucket.append(parameter.grad)
+            if sum(gradient.numel() for gradient in bucket) >= _BUCKET:
+                yield bucket
+                bucket = []
+        if bucket:
+            yield bucket

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from stack.util.errors import UserError
+
 
 class LocalWeights:
     """Weights, optimizer and learning-rate schedule of one network; fdistill's ``Trained``.
+
+    What holds weights in another way derives from this one and has all of these methods.
 
     Args:
         lr_at: learning rate of this network's n-th step, counted from 0.
@@ -64,13 +70,52 @@ class LocalWeights:
         finally:
             self.module.requires_grad_(True)
 
+    # What an average is taken of, and what a warm start writes.
+
+    def pieces(self) -> dict[str, Tensor]:
+        """This rank's part of the float32 weights by name, as views to read and write."""
+        return dict(self.module.named_parameters())
+
+    def write(self, values: Iterable[tuple[str, Tensor]]) -> None:
+        """Overwrite the weights with whole ones, given one at a time, by name; collective.
+
+        Raises:
+            UserError: one is missing, left over or of another size.
+        """
+        missing = {name: p.numel() for name, p in self.module.named_parameters()}
+        for name, value in values:
+            if missing.pop(name, 0) != value.numel():
+                raise UserError(f"{self.name}.{name}: does not fit this run's network")
+            self._put(name, value)
+        if missing:
+            raise UserError(f"{self.name}.{next(iter(missing))}: missing")
+        self.refresh()
+
+    @torch.no_grad()
+    def _put(self, name: str, value: Tensor) -> None:
+        weight = self.module.get_parameter(name)
+        weight.copy_(value.view_as(weight))
+
+    def refresh(self) -> None:
+        """Bring what the forward uses in line with :meth:`pieces` that were written."""
+
+    # What a checkpoint holds: tensors, of which a sharded one is saved part by part, and files
+    # of another library.
+
     def tensors(self) -> dict[str, Tensor]:
-        """Parameters, buffers and optimizer moments by name, for a checkpoint."""
+        """Parameters, buffers and optimizer moments by name, to save or to fill in place."""
         state = {f"{self.name}.{key}": value for key, value in self.module.state_dict().items()}
         for name, parameter in self.module.named_parameters():
             for key, value in self._moments(parameter).items():
                 state[f"{self.name}.optimizer.{name}.{key}"] = value
         return state
+
+    def objects(self) -> dict[str, Any]:
+        """What this rank writes with torch.save, by path in the checkpoint's folder."""
+        return {}
+
+    def load_objects(self, folder: Path) -> None:
+        """Take over :meth:`objects` from a checkpoint's folder."""
 
     def _moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         """Adam's state of one parameter, made as its first step would make it."""

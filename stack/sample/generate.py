@@ -45,7 +45,7 @@ class TextToImage:
         """Network evaluations per picture, guidance counted as a second one."""
         return self.steps * (1 if self.guidance == 1 else 2)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def latents(self, ids: Tensor, noise: Tensor) -> Tensor:
         """Scaled latents (B, 4, h, w) from token ids (B, 77) and unit noise of that shape."""
         c = self.text(ids)
@@ -62,7 +62,7 @@ class TextToImage:
         schedule = self.denoiser.schedule
         return ddim(x0_of, noise, schedule, trailing_times(self.steps, schedule.steps))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def images(self, ids: Tensor, noise: Tensor) -> Tensor:
         """uint8 pictures (B, 3, H, W)."""
         latents = self.latents(ids, noise) / self.vae.scale
@@ -93,7 +93,7 @@ def generate(
         batch: pictures made at once. first: index of the first one, which keys its noise.
         on_batch: called with the number of pictures after every batch.
     """
-    device = next(model.denoiser.parameters()).device
+    device = next(model.text.parameters()).device
     pictures, cut = [], 0
     for start in range(0, len(captions), batch):
         part = captions[start : start + batch]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from diffusers import UNet2DConditionModel
 
-from stack.checkpoint import read, verify
 from stack.config.load import stored_recipe
 from stack.config.schema import DistillRecipe, SDTeacher
 from stack.nets.sd15 import SDDenoiser, load_schedule, load_unet
@@ -14,6 +14,7 @@ from stack.nets.text import load_text
 from stack.nets.vae import load_vae
 from stack.sample.generate import TextToImage
 from stack.train.build import device_of
+from stack.train.build_stored import checkpoint_of, stored_weights
 from stack.util.errors import UserError
 
 
@@ -31,20 +32,35 @@ def run_recipe(run: Path) -> tuple[DistillRecipe, Path]:
     return recipe, Path(recipe.teacher.path)
 
 
-def student_unet(run: Path, recipe: DistillRecipe, teacher: Path) -> UNet2DConditionModel:
-    """The student that is evaluated, sampled and exported: the average, where there is one.
+def student_unet(
+    run: Path, recipe: DistillRecipe, teacher: Path, average: str | None = None
+) -> UNet2DConditionModel:
+    """The student that is evaluated, sampled and exported, read one parameter at a time.
+
+    Args:
+        run: the run's folder, or one of its checkpoints.
+        average: decay of the average to take, or "none" for the weights as trained; by default
+            the recipe's first average, where there is one.
 
     Raises:
-        UserError: the run has no whole checkpoint yet.
+        UserError: there is no whole checkpoint, or no such average.
     """
-    folder, skipped = verify.latest(run / "checkpoints")
-    for reason in skipped:
-        print(f"skipped checkpoint {reason}")
-    if folder is None:
-        raise UserError(f"{run}: checkpoints/: none yet; run stack distill first")
-    name = "ema" if recipe.ema else "student"
+    decays = {f"{decay:g}": f"ema_{decay:g}" for decay in recipe.averages}
+    names = decays | {"none": "student"}
+    chosen = average or next(iter(names))
+    if chosen not in names:
+        raise UserError(f"command line: --ema: {chosen}: the run has {', '.join(names)}")
+    folder = checkpoint_of(run, "run")
     unet = load_unet(teacher)
-    unet.load_state_dict(read.read_tensors(folder, f"{name}.unet."))
+    missing = set(dict(unet.named_parameters()))
+    with torch.no_grad():
+        for name, value in stored_weights(folder, names[chosen]):
+            name = name.removeprefix("unet.")
+            weight = unet.get_parameter(name)
+            weight.copy_(value.view(weight.shape))
+            missing.remove(name)
+    if missing:
+        raise UserError(f"{folder}: {names[chosen]}.unet.{min(missing)}: missing")
     return unet
 
 

@@ -4,50 +4,67 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
+from stack.checkpoint.commit import Keep
 from stack.config.load import dump_recipe, identity_changes, load_recipe
 from stack.config.schema import DistillRecipe, PretrainRecipe, Recipe
+from stack.evaluate.latency import device_name
 from stack.parallel.collectives import ALONE, Ranks
-from stack.train.build import Job
+from stack.train.build import Job, device_of
+from stack.train.build_stored import checkpoint_of
+from stack.train.provenance import provenance
+from stack.train.state import RunState
 from stack.train.trainer import Trainer
 from stack.util.errors import UserError
 from stack.util.files import sha256_file, write_atomic
 
 
-def open_run(
-    recipe: Recipe, ranks: Ranks = ALONE, *, resume: bool = False, overwrite: bool = False
-) -> Path:
-    """The recipe's run folder, ready to train in; a new one holds its resolved recipe.yaml.
-
-    In a run that goes on, the trainer writes recipe.yaml, once the state has loaded.
+@dataclass(frozen=True)
+class Start:
+    """How a run is to begin.
 
     Args:
         resume: go on with the run in the folder, or start one in an empty folder.
         overwrite: remove what is there first.
+        step: with resume, the checkpoint to go on from instead of the newest.
+        fork: a run's folder, or one of its checkpoints, whose whole state a new run begins with.
+    """
+
+    resume: bool = False
+    overwrite: bool = False
+    step: int | None = None
+    fork: Path | None = None
+
+
+def open_run(recipe: Recipe, ranks: Ranks = ALONE, how: Start = Start()) -> Path:
+    """The recipe's run folder, ready to train in; a new one holds its resolved recipe.yaml.
+
+    In a run that goes on, the trainer writes recipe.yaml, once the state has loaded.
 
     Raises:
         UserError: the folder holds something and neither was asked for; or the run in it was
             made with another recipe.
     """
     folder = Path(recipe.out)
-    ranks.by_first(lambda: _claim(recipe, folder, resume=resume, overwrite=overwrite))
+    ranks.by_first(lambda: _claim(recipe, folder, how))
     return folder
 
 
-def _claim(recipe: Recipe, folder: Path, *, resume: bool, overwrite: bool) -> None:
+def _claim(recipe: Recipe, folder: Path, how: Start) -> None:
     """What :func:`open_run` says, by the first rank alone."""
     stored = folder / "recipe.yaml"
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file, not a run folder; choose another out=")
-    if overwrite and folder.exists():
+    if how.overwrite and folder.exists():
         if not stored.exists() and any(folder.iterdir()):
             raise UserError(f"{folder}: not a run folder (no recipe.yaml); remove it yourself")
         shutil.rmtree(folder)
     if folder.exists() and any(folder.iterdir()):
         if not stored.exists():
             raise UserError(f"{folder}: holds something that is not a run; choose another out=")
-        if not resume:
+        if not how.resume:
             raise UserError(
                 f"{folder}: holds a run already; give --resume to go on with it, --overwrite to "
                 "remove it, or out=FOLDER"
@@ -58,23 +75,55 @@ def _claim(recipe: Recipe, folder: Path, *, resume: bool, overwrite: bool) -> No
 
 
 def trainer_of(
-    recipe: DistillRecipe | PretrainRecipe, job: Job, folder: Path, ranks: Ranks = ALONE
+    recipe: DistillRecipe | PretrainRecipe,
+    job: Job,
+    folder: Path,
+    ranks: Ranks = ALONE,
+    how: Start = Start(),
 ) -> Trainer:
     """The training loop of one job in ``folder``, the recipe's run folder or one in it."""
+    saving, code, backend = recipe.checkpoint, code_hash(), recipe.parallel.backend
+    state = RunState(
+        folder / "checkpoints",
+        job.task,
+        job.source,
+        recipe=dump_recipe(recipe),
+        code_hash=code,
+        backend=backend,
+        keep=Keep(saving.keep_last, saving.keep_every, saving.keep_best),
+        background=saving.background,
+        start=_forked(recipe, how.fork, ranks) if how.fork else None,
+        step=how.step,
+        ranks=ranks,
+    )
+    devices = ranks.gather(device_name(device_of(recipe.device)))
     return Trainer(
         folder,
         job.task,
         job.source,
+        state,
         recipe_file=Path(recipe.out) / "recipe.yaml",
-        recipe_text=dump_recipe(recipe),
-        code_hash=code_hash(),
         log_every=recipe.log.every,
         sample_every=recipe.log.sample_every,
-        save_every=recipe.checkpoint.every,
-        keep_last=recipe.checkpoint.keep_last,
+        evaluate_every=recipe.evaluation.quick_every if recipe.job == "distill" else 0,
+        save_every=saving.every,
         bad_samples=recipe.data.bad_samples if recipe.data else 0.0,
+        provenance=provenance(code_hash=code, seed=recipe.seed, backend=backend, devices=devices),
         ranks=ranks,
     )
+
+
+def _forked(recipe: Recipe, source: Path, ranks: Ranks) -> Path:
+    """The checkpoint to fork from; says what the new run does differently."""
+    found: list[Path] = []
+    ranks.by_first(lambda: found.append(checkpoint_of(source, "command line: --fork")))
+    folder = ranks.gather(found)[0][0]
+    if ranks.first:
+        before = load_recipe(folder / "recipe.yaml")
+        print(f"forking {folder}")
+        for field, was, now in identity_changes(before, recipe):
+            print(f"  {field}: {was!r} there, {now!r} here")
+    return folder
 
 
 def check_same(before: Recipe, now: Recipe, stored: Path) -> None:

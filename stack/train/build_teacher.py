@@ -22,7 +22,7 @@ from stack.nets.text import TextEncoder
 from stack.nets.vae import Autoencoder, from_uint8
 from stack.parallel.collectives import ALONE, Ranks
 from stack.sample.export import name_text_keys
-from stack.train.build import Job, device_of, stream_of
+from stack.train.build import Job, layout_of, stream_of
 from stack.train.optim import adam_weights
 from stack.train.pretrain import (
     SD_SCHEDULE,
@@ -59,14 +59,19 @@ class TeacherParts:
 def build_vae(recipe: PretrainRecipe, ranks: Ranks = ALONE) -> tuple[Job, Autoencoder]:
     """The autoencoder's training."""
     torch.manual_seed(recipe.seed)
-    config, device = recipe.vae, device_of(recipe.device)
+    config, layout = recipe.vae, layout_of(recipe, ranks)
+    device = layout.device
     stream = stream_of(recipe.data, recipe.seed, ranks=ranks, batch=config.batch)
     vae = new_vae(
         _resolution(stream), channels=config.channels, layers=config.layers, groups=config.groups
     )
     model = Autoencoder(vae).to(device)
     weights = adam_weights(
-        "vae", model.vae, ranks, total=config.iterations, **config.optim.model_dump()
+        "vae",
+        model.vae,
+        layout,
+        total=config.iterations,
+        **config.optim.model_dump(),
     )
     task = VaeTask(
         model, weights, seed=recipe.seed, total=config.iterations, kl_weight=config.kl_weight
@@ -86,7 +91,8 @@ def build_unet(
 ) -> tuple[Job, TeacherParts]:
     """The training of UNet and text encoder on the finished autoencoder's latents."""
     torch.manual_seed(recipe.seed)
-    config, device = recipe.unet, device_of(recipe.device)
+    config, layout = recipe.unet, layout_of(recipe, ranks)
+    device = layout.device
     vae.requires_grad_(False).eval()
     vae.vae.register_to_config(scaling_factor=_latent_scale(recipe, vae))
     stream = stream_of(recipe.data, recipe.seed, ranks=ranks, batch=config.batch)
@@ -106,9 +112,13 @@ def build_unet(
     denoiser = SDDenoiser(unet, SD_SCHEDULE, "v_prediction", bf16=recipe.precision == "bf16")
     module = module_of(denoiser, text)
     weights = adam_weights(
-        "unet", module, ranks, total=config.iterations, **config.optim.model_dump()
+        "unet",
+        module,
+        layout,
+        total=config.iterations,
+        **config.optim.model_dump(),
     )
-    parts = TeacherParts(denoiser, text, vae, EMA(module, config.ema))
+    parts = TeacherParts(denoiser, text, vae, EMA(dict(module.named_parameters()), config.ema))
     latents = LatentCache(vae)
     if sum(manifest.samples for manifest in stream.manifests.values()) <= _CACHED_SAMPLES:
         latents.fill(_pictures(recipe, device))

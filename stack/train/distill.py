@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import log
 from pathlib import Path
@@ -15,33 +15,43 @@ from stack.fdistill.algorithm import Batch, FDistill, Figures
 from stack.nets.ema import EMA
 from stack.parallel.local import LocalWeights
 from stack.train.metrics import summarize
+from stack.train.task import Task
 
 
 @dataclass
-class DistillTask:
+class DistillTask(Task):
     """What the trainer runs for ``stack distill``.
 
     Args:
-        weights: student, fake score and heads. average: of the student, if there is one.
+        weights: student, fake score and heads. averages: of the student, by name.
         draw: writes a picture of the student's samples: (iteration, folder).
+        measure: of the student's samples, better if lower. start: fills the weights of a run
+            that starts.
     """
 
     name: str
     total: int
     algorithm: FDistill
     weights: Sequence[LocalWeights]
-    average: EMA | None
+    averages: Mapping[str, EMA]
     draw: Callable[[int, Path], None]
+    measure: Callable[[], float]
+    start: Callable[[Sequence[LocalWeights]], None]
 
     @property
     def log_span(self) -> int:
         return 1 if self.algorithm.alternation == "joint" else 2
 
+    def begin(self) -> None:
+        self.start(self.weights)
+        for average in self.averages.values():
+            average.restart()
+
     def iteration(self, iteration: int, batches: Sequence[Batch]) -> tuple[Figures, bool]:
         figures, stepped = self.algorithm.iteration(iteration, batches)
         student_moved, _ = self.algorithm.turns(iteration)
-        if self.average and student_moved and stepped:
-            self.average.update()
+        for average in self.averages.values() if student_moved and stepped else ():
+            average.update()
         return figures, stepped
 
     def summary(self, figures: Figures) -> dict[str, float]:
@@ -50,25 +60,42 @@ class DistillTask:
         return summarize(figures, log_r_bounds=bounds) | rates
 
     def sample(self, iteration: int, folder: Path) -> None:
-        """A picture of the averaged student, where there is an average."""
-        with self.average.applied() if self.average else nullcontext():
+        """A picture of the averaged student, where there is an average; of the first of several."""
+        with self._averaged():
             self.draw(iteration, folder)
+
+    def evaluate(self) -> float:
+        """Of the averaged student, where there is an average."""
+        with self._averaged():
+            return self.measure()
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        first = next(iter(self.averages.values()), None)
+        return first.applied() if first else nullcontext()
 
     def tensors(self) -> dict[str, Tensor]:
         state: dict[str, Tensor] = {}
         for weights in self.weights:
             state |= weights.tensors()
-        if self.average:
-            state |= {f"ema.{name}": value for name, value in self.average.tensors().items()}
+        for name, average in self.averages.items():
+            state |= {f"{name}.{key}": value for key, value in average.tensors().items()}
         ratio = self.algorithm.ratio.normalizer.state_dict()
         return state | {f"ratio.{name}": value for name, value in ratio.items()}
 
+    def objects(self) -> dict[str, Any]:
+        return {path: o for weights in self.weights for path, o in weights.objects().items()}
+
+    def load_objects(self, folder: Path) -> None:
+        for weights in self.weights:
+            weights.load_objects(folder)
+
     def counters(self) -> dict[str, Any]:
         steps = {weights.name: weights.steps for weights in self.weights}
-        return {"steps": steps, "ema": self.average.updates if self.average else 0}
+        updates = {name: average.updates for name, average in self.averages.items()}
+        return {"steps": steps, "averages": updates}
 
     def load_counters(self, counters: dict[str, Any]) -> None:
         for weights in self.weights:
             weights.steps = counters["steps"][weights.name]
-        if self.average:
-            self.average.updates = counters["ema"]
+        for name, average in self.averages.items():
+            average.updates = counters["averages"][name]

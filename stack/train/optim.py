@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Sequence
 
 from torch import nn
 from torch.optim import AdamW
 
-from stack.parallel.collectives import Ranks
 from stack.parallel.ddp import ReplicatedWeights
+from stack.parallel.fsdp import ShardedWeights, shard
 from stack.parallel.local import LocalWeights
+from stack.parallel.mesh import ENGINES, Layout
 
 
 def lr_factor(step: int, *, warmup: int, total: int, decay: str) -> float:
@@ -29,8 +31,10 @@ def lr_factor(step: int, *, warmup: int, total: int, decay: str) -> float:
 def adam_weights(
     name: str,
     module: nn.Module,
-    ranks: Ranks,
+    layout: Layout,
     *,
+    blocks: Iterable[nn.Module] = (),
+    methods: Sequence[str] = (),
     total: int,
     lr: float,
     betas: tuple[float, float],
@@ -40,15 +44,47 @@ def adam_weights(
     warmup: int,
     decay: str,
 ) -> LocalWeights:
-    """A network with its AdamW, ready to train for ``total`` steps; the other arguments are the
-    recipe's optim section of that network."""
+    """A network with its AdamW, laid over the ranks and ready to train for ``total`` steps.
+
+    Args:
+        blocks, methods: of the module, as :func:`stack.parallel.fsdp.shard` takes them.
+        lr and what follows: the recipe's optim section of that network.
+    """
+    if layout.sharded:
+        kinds = {"bf16": layout.bf16, "offload": layout.offload}
+        shard(module, blocks, layout.mesh, methods=methods, **kinds)
+    engine = ENGINES.get(layout.backend)
     optimizer = AdamW(
-        module.parameters(), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
+        module.parameters(),
+        lr=lr,
+        betas=betas,
+        eps=eps,
+        weight_decay=weight_decay,
+        fused=engine is None,
     )
 
     def lr_at(step: int) -> float:
         return lr * lr_factor(step, warmup=warmup, total=total, decay=decay)
 
+    rate: dict[str, Callable[[int], float]] = {"lr_at": lr_at}
+    ranks, parts = layout.ranks, layout.micro_batches
+    if engine:
+        from stack.parallel.zero import ZeroWeights
+
+        return ZeroWeights(
+            ranks,
+            name,
+            module,
+            optimizer,
+            **rate,
+            max_norm=clip,
+            stage=engine,
+            micro_batches=parts,
+            bf16=layout.bf16,
+            offload=layout.offload,
+        )
+    if layout.sharded:
+        return ShardedWeights(parts, name, module, optimizer, **rate, max_norm=clip)
     if ranks.world_size > 1:
-        return ReplicatedWeights(ranks, name, module, optimizer, lr_at=lr_at, max_norm=clip)
-    return LocalWeights(name, module, optimizer, lr_at=lr_at, max_norm=clip)
+        return ReplicatedWeights(ranks, name, module, optimizer, **rate, max_norm=clip)
+    return LocalWeights(name, module, optimizer, **rate, max_norm=clip)

@@ -23,6 +23,7 @@ from stack.nets.text import TextEncoder
 from stack.nets.vae import Autoencoder, from_uint8, to_uint8
 from stack.parallel.local import LocalWeights
 from stack.sample.grid import save_grid
+from stack.train.task import Task
 from stack.util import keyed
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -131,10 +132,10 @@ def new_text_encoder(
     return TextEncoder(tokenizer, model)
 
 
-class VaeTask:
+class VaeTask(Task):
     """Mean squared error of the reconstruction, and a small KL term."""
 
-    name, log_span = "vae", 1
+    name = "vae"
 
     def __init__(
         self, model: Autoencoder, weights: LocalWeights, *, seed: int, total: int, kl_weight: float
@@ -211,10 +212,10 @@ class LatentCache:
         return (self.vae.encode_mean(from_uint8(images)) * self.vae.scale).contiguous()
 
 
-class UnetTask:
+class UnetTask(Task):
     """Denoising with caption dropout, over UNet and text encoder together."""
 
-    name, log_span = "unet", 1
+    name = "unet"
 
     def __init__(
         self,

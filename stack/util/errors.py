@@ -9,3 +9,10 @@ class UserError(Exception):
     The command line prints it as ``error: ...`` and exits with status 2; any other exception
     is a bug and keeps its traceback.
     """
+
+
+class PeerLostError(Exception):
+    """Another process of the job is gone or silent; this one can only end, and be started again.
+
+    The command line prints it as ``error: ...`` and exits with status 75 (EX_TEMPFAIL).
+    """

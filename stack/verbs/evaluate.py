@@ -12,16 +12,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from stack.evaluate.attributes import Labelled, choose_prompts, distance, figures, read_labelled
-from stack.evaluate.features import (
-    Judge,
-    extract,
-    fingerprint,
-    hold_out,
-    load_judge,
-    save_judge,
-    train_judge,
+from stack.evaluate.attributes import (
+    choose_prompts,
+    distance,
+    figures,
+    read_labelled,
+    shared_judge,
 )
+from stack.evaluate.features import extract, hold_out, load_judge
 from stack.evaluate.latency import device_name
 from stack.parallel.collectives import Ranks, ranks_of
 from stack.sample.generate import TextToImage, generate
@@ -32,8 +30,6 @@ from stack.util.files import write_json
 from stack.util.progress import progress
 
 _FEWEST = 10
-_HELD_OUT = 0.2
-"""Share of the scans that the judge is tested on."""
 _ROWS = (
     ("nfe", "network evaluations", "{:d}"),
     ("frechet_distance", "Frechet distance", "{:.3f}"),
@@ -51,7 +47,7 @@ def evaluate(
     """Measure a run, print the table and write RUN/evaluation.json."""
     recipe, teacher, student = teacher_and_student(run)
     assert recipe.data
-    with ranks_of(recipe.parallel.backend) as ranks:
+    with ranks_of(recipe.parallel.backend, timeout=recipe.parallel.timeout) as ranks:
         data = read_labelled(recipe.data.folders, cache_of(recipe.data))
         wanted = recipe.evaluation
         samples = samples or wanted.samples
@@ -66,7 +62,7 @@ def evaluate(
         }
         if not ranks.first:
             return
-        judge = load_judge(wanted.judge) if wanted.judge else _own_judge(run.parent, data)
+        judge = load_judge(wanted.judge) if wanted.judge else shared_judge(run.parent, data)
         real = extract(judge, data.images)
         result: dict[str, Any] = {
             name: {"nfe": model.nfe, "images_per_second": made[name][1]}
@@ -110,25 +106,6 @@ def _pictures(
         images = generate(model, own, seed=seed, batch=batch, first=first, on_batch=on_batch)
     parts = ranks.gather((images, median(rates)))
     return torch.cat([part for part, _ in parts]), sum(rate for _, rate in parts)
-
-
-def _own_judge(folder: Path, data: Labelled) -> Judge:
-    """The classifier that the runs of a folder share; trained if none of these data is there."""
-    path = folder / "judge.safetensors"
-    if path.exists():
-        judge = load_judge(path)
-        if judge.fingerprint == fingerprint(data.images, data.labels):
-            return judge
-    print(f"training the judge of pictures, {path}")
-    judge, _ = train_judge(
-        data.images,
-        data.labels,
-        data.names,
-        seed=0,
-        held_out=hold_out(data.groups, _HELD_OUT, seed=0),
-    )
-    save_judge(judge, path)
-    return judge
 
 
 def _print(run: Path, result: dict[str, Any]) -> None:

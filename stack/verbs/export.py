@@ -9,16 +9,22 @@ from stack.train.build_pictures import run_recipe, student_unet
 from stack.util.errors import UserError
 
 
-def export(run: Path, *, out: Path | None, fp16: bool) -> Path:
+def export(run: Path, *, out: Path | None, fp16: bool, average: str | None) -> Path:
     """Write the student's pipeline folder and say how to use it.
+
+    Args:
+        run: the run's folder, or one of its checkpoints. fp16, average: what is written.
 
     Raises:
         UserError: ``out`` holds something; only an export in the run folder is replaced.
     """
     if out and out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"command line: --out: {out} exists already; remove it or name another")
+    source = run
+    if run.name.startswith("step-"):
+        run = run.parent.parent
     recipe, teacher = run_recipe(run)
-    unet = student_unet(run, recipe, teacher)
+    unet = student_unet(source, recipe, teacher, average)
     folder = save_pipeline(unet.half() if fp16 else unet, teacher, out or run / "student")
     print(
         f"{folder}: load it with StableDiffusionPipeline.from_pretrained and sample with "

@@ -7,18 +7,18 @@ from pathlib import Path
 from stack.config.schema import PretrainRecipe
 from stack.parallel.collectives import Ranks, ranks_of
 from stack.train.build import Job
-from stack.train.build_run import open_run, trainer_of
+from stack.train.build_run import Start, open_run, trainer_of
 from stack.train.build_teacher import build_unet, build_vae, save_teacher
 
 
-def pretrain(recipe: PretrainRecipe, *, resume: bool, overwrite: bool) -> str | None:
+def pretrain(recipe: PretrainRecipe, how: Start) -> str | None:
     """Train autoencoder, then UNet and text encoder; the pipeline goes to OUT/teacher.
 
     Returns: the signal's name if one asked to stop (the state is then saved).
     """
-    with ranks_of(recipe.parallel.backend) as ranks:
+    with ranks_of(recipe.parallel.backend, timeout=recipe.parallel.timeout) as ranks:
         vae_job, vae = build_vae(recipe, ranks)  # First: bad data are found before any writing.
-        folder = open_run(recipe, ranks, resume=resume, overwrite=overwrite)
+        folder = open_run(recipe, ranks, how)
         reason = _fit(folder / "vae", recipe, vae_job, ranks)
         if reason:
             return reason

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from stack.checkpoint import commit, verify
+from stack.checkpoint.commit import Contents
+from stack.parallel.collectives import ALONE
 from stack.util.errors import UserError
 from tests.checkpoint.samples import flip, names, save
 from tests.pipeline import tree
@@ -127,7 +129,6 @@ def test_a_full_disk_leaves_older_checkpoints(tmp_path: Path, size: int) -> None
 
 REFUSALS = {
     "a rename": (commit.os, "rename"),
-    "the removal of the same step": (commit, "trash"),
     "a small file": (commit, "write_json"),
 }
 
@@ -150,7 +151,26 @@ def test_a_refused_step_leaves_older_checkpoints(
     assert names(tmp_path) == ["step-0000001", "step-0000002"]
 
 
+def test_a_refused_commit_leaves_the_same_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is moved out of the way before, and comes back."""
+
+    def refuse(source: Path, target: Path) -> None:
+        if Path(source).name.startswith(".staging-"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.replace(source, target)
+
+    before = tree(save(tmp_path, 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(commit.os, "rename", refuse)
+        with pytest.raises(UserError, match=r"not saved \(.*No space left on device"):
+            save(tmp_path, 1)
+    assert names(tmp_path) == ["step-0000001"]
+    assert tree(tmp_path / "step-0000001") == before
+
+
 def test_a_bug_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
-        commit.save(tmp_path, 1, {}, {"x": object()}, recipe="", code_hash="", keep_last=2)
+        commit.save(tmp_path, 1, Contents({}, {}, {"x": object()}), peers=ALONE, keep=commit.Keep())
     assert names(tmp_path) == []

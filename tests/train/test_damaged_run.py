@@ -21,7 +21,8 @@ from stack.cli import main
 from stack.config.load import load_recipe
 from stack.data.index import Manifest
 from stack.data.stream import ShardStream
-from stack.train.build import build_distill, stream_of
+from stack.train.build import stream_of
+from stack.train.build_distill import build_distill
 from tests.data.damage import ruin
 from tests.pipeline import World, metrics_of, recipe_fields, start, write_recipe
 

@@ -23,7 +23,7 @@ def fill(module: nn.Module, value: float) -> None:
 
 def test_starts_as_a_copy() -> None:
     module = filled(3.0)
-    average = EMA(module, 0.99)
+    average = EMA(dict(module.named_parameters()), 0.99)
     fill(module, 7.0)
     assert all((value == 3).all() for value in average.tensors().values())
     assert set(average.tensors()) == {"weight", "bias"}
@@ -33,7 +33,7 @@ def test_starts_as_a_copy() -> None:
 def test_recurrence(decay: float) -> None:
     """a <- a + (1 - d_n) (w - a), d_n = min(decay, (1 + n) / (10 + n))."""
     module = filled(1.0)
-    average, expected = EMA(module, decay), 1.0
+    average, expected = EMA(dict(module.named_parameters()), decay), 1.0
     for n in range(1, 30):
         fill(module, float(n))
         average.update()
@@ -45,7 +45,7 @@ def test_recurrence(decay: float) -> None:
 
 def test_applied_and_back() -> None:
     module = filled(1.0)
-    average = EMA(module, 0.5)
+    average = EMA(dict(module.named_parameters()), 0.5)
     fill(module, 5.0)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     with average.applied():
@@ -60,7 +60,7 @@ def test_applied_and_back() -> None:
 def test_is_kept_in_float32() -> None:
     """In bf16, 1 + 1/256 is 1 again: an average kept there would stand still."""
     module = filled(1.0, torch.bfloat16)
-    average = EMA(module, 0.999)
+    average = EMA(dict(module.named_parameters()), 0.999)
     average.updates = 10_000
     fill(module, 2.0)
     for _ in range(10):
@@ -71,7 +71,8 @@ def test_is_kept_in_float32() -> None:
 
 
 def test_loading_fills_the_tensors_in_place() -> None:
-    average = EMA(filled(1.0), 0.5)
+    module = filled(1.0)
+    average = EMA(dict(module.named_parameters()), 0.5)
     average.tensors()["weight"].fill_(9.0)
     with average.applied():
-        assert (average.module.weight == 9).all()
+        assert (module.weight == 9).all()

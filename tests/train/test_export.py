@@ -60,7 +60,7 @@ def test_one_step_of_plain_diffusers(exported: Path) -> None:
 def test_the_weights_are_the_average(exported: Path) -> None:
     tensors, _ = state_of(exported)
     weights = load_file(exported / "student" / "unet" / "diffusion_pytorch_model.safetensors")
-    average = {n[9:]: v for n, v in tensors.items() if n.startswith("ema.unet.")}
+    average = {n[13:]: v for n, v in tensors.items() if n.startswith("ema_0.9.unet.")}
     assert weights.keys() == average.keys(), "no more and no less than the UNet's parameters"
     assert all(torch.equal(weights[name], value) for name, value in average.items())
     last = {name: tensors[f"student.unet.{name}"] for name in average}

@@ -69,11 +69,18 @@ def test_the_state_is_complete(finished: Path) -> None:
         weight = "unet.conv_in.weight"
         moments = [f"optimizer.{weight}.{key}" for key in ("step", "exp_avg", "exp_avg_sq")]
         assert {f"{network}.{name}" for name in (weight, *moments)} <= tensors.keys()
-    assert {"heads.heads.0.1.weight", "ema.unet.conv_in.weight", "rng.rank0.cpu"} <= tensors.keys()
+    assert {
+        "heads.heads.0.1.weight",
+        "ema_0.9.unet.conv_in.weight",
+        "rng.rank0.cpu",
+    } <= tensors.keys()
     assert tensors["ratio.counts"].sum() > 0
     assert state["iteration"] == 6
     assert state["skipped"] == 0
-    assert state["task"] == {"steps": {"student": 3, "fake": 6, "heads": 6}, "ema": 3}
+    assert state["task"] == {
+        "steps": {"student": 3, "fake": 6, "heads": 6},
+        "averages": {"ema_0.9": 3},
+    }
     assert state["stream"] | {"epoch": 1, "step": 0} == state["stream"], "52 // 8 steps an epoch"
     assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == [
         "step-0000004",

@@ -134,7 +134,7 @@ def test_caption_dropout_empties_some_captions_and_leaves_the_others() -> None:
     )
     module = module_of(denoiser, text)
     weights = LocalWeights("unet", module, AdamW(module.parameters()), lr_at=float, max_norm=1.0)
-    latents, average = cache(), EMA(module, 0.9)
+    latents, average = cache(), EMA(dict(module.named_parameters()), 0.9)
     task = UnetTask(denoiser, text, latents, weights, average, seed=0, total=1, caption_dropout=0.3)
     ids, _ = text.tokenize(TIES)
     positions = torch.arange(len(ids))

@@ -11,7 +11,7 @@ from stack.config.load import identity_changes, load_recipe
 from stack.config.schema import DistillRecipe, Mixture2DTeacher
 from stack.nets.toy import ring
 from stack.report.figures import covered_modes
-from stack.train.build import build_distill
+from stack.train.build_distill import build_distill
 from stack.train.distill import DistillTask
 from stack.util import keyed
 

@@ -1,0 +1,133 @@
+"""Composition of the algorithm, whatever its networks are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from stack.config.schema import DistillRecipe
+from stack.diffusion.timesteps import UniformTimes
+from stack.fdistill.algorithm import Denoiser, FDistill
+from stack.fdistill.divergence import DIVERGENCES
+from stack.fdistill.ratio import RatioNormalizer, RatioWeight
+from stack.nets.ema import EMA
+from stack.nets.heads import MultiHead
+from stack.nets.sd15 import SDDenoiser
+from stack.nets.toy import SkewedDenoiser, SkewedStudent
+from stack.parallel.local import LocalWeights
+from stack.parallel.mesh import Layout
+from stack.train.build_stored import checkpoint_of, stored_weights
+from stack.train.distill import DistillTask
+from stack.train.optim import adam_weights
+from stack.util.errors import UserError
+
+ENTRIES = ("features", "x0_and_features")
+"""How a denoiser is called besides forward."""
+
+
+class Networks(NamedTuple):
+    """What a distillation is made of."""
+
+    student: SDDenoiser | SkewedStudent
+    fake: SDDenoiser | SkewedDenoiser
+    teacher: Denoiser
+    heads: MultiHead
+
+
+def assemble(
+    recipe: DistillRecipe,
+    layout: Layout,
+    networks: Networks,
+    draw: Callable[[int, Path], None],
+    measure: Callable[[], float],
+) -> DistillTask:
+    """The algorithm around its networks, the same for every kind of teacher.
+
+    Args:
+        draw, measure: as :class:`DistillTask` takes them.
+    """
+    k, total = recipe.student_every, recipe.iterations
+    critic_steps = total if recipe.alternation == "joint" else total - total // k
+    optim, (student, fake, teacher, heads) = recipe.optim, networks
+    weights = (
+        adam_weights(
+            "student",
+            student,
+            layout,
+            blocks=student.blocks(),
+            total=total // k,
+            **optim.student.model_dump(),
+        ),
+        adam_weights(
+            "fake",
+            fake,
+            layout,
+            blocks=fake.blocks(),
+            methods=ENTRIES,
+            total=critic_steps,
+            **optim.fake.model_dump(),
+        ),
+        adam_weights("heads", heads, layout, total=critic_steps, **optim.heads.model_dump()),
+    )
+    own = weights[0]
+    averages = {
+        f"ema_{decay:g}": EMA(own.pieces(), decay, own.refresh) for decay in recipe.averages
+    }
+    for name, (_, last) in recipe.times.model_dump().items():
+        if last >= teacher.schedule.steps:
+            raise UserError(
+                f"times.{name}: ends at {last}, but the teacher's last time is "
+                f"{teacher.schedule.steps - 1}"
+            )
+    score_times = UniformTimes(*recipe.times.score)
+    edges = score_times.log_snr_edges(teacher.schedule, recipe.ratio.bins)
+    ratio = RatioWeight(
+        DIVERGENCES[recipe.divergence],
+        RatioNormalizer(edges, decay=recipe.ratio.decay, prior=recipe.ratio.prior),
+        normalize_r=recipe.ratio.normalize_r,
+        normalize_h=recipe.ratio.normalize_h,
+        warmup=recipe.ratio.warmup,
+        ramp=recipe.ratio.ramp,
+    )
+    algorithm = FDistill(
+        student,
+        fake,
+        teacher,
+        heads,
+        *weights,
+        ratio=ratio,
+        score_times=score_times,
+        fake_times=UniformTimes(*recipe.times.fake),
+        global_batch=recipe.batch_size,
+        seed=recipe.seed,
+        guidance=recipe.guidance,
+        gan_weight=recipe.gan.weight,
+        r1_gamma=recipe.gan.r1_gamma,
+        r1_noise=recipe.gan.r1_noise,
+        feature_source=recipe.gan.features,
+        alternation=recipe.alternation,
+        student_every=k,
+        logit_clamp=recipe.ratio.logit_clamp,
+        r_min=recipe.ratio.r_min,
+        r_max=recipe.ratio.r_max,
+        all_reduce_mean=layout.ranks.all_reduce_mean,
+    )
+    start = warm_start(recipe.init_from)
+    return DistillTask(recipe.name, total, algorithm, weights, averages, draw, measure, start)
+
+
+def warm_start(init_from: str | None) -> Callable[[Sequence[LocalWeights]], None]:
+    """What fills the weights of a run that starts with those of another's checkpoint."""
+
+    def start(networks: Sequence[LocalWeights]) -> None:
+        if init_from is None:
+            return
+        folder = checkpoint_of(Path(init_from), "init_from")
+        for weights in networks:
+            try:
+                weights.write(stored_weights(folder, weights.name))
+            except UserError as error:
+                raise UserError(f"init_from: {folder}: {error}") from None
+
+    return start

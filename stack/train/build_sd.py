@@ -1,0 +1,123 @@
+"""Composition of the distillation of a diffusers pipeline."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stack.config.schema import DistillRecipe, SDTeacher
+from stack.data.batch import BatchLoader
+from stack.data.index import MANIFEST
+from stack.data.stream import ShardStream
+from stack.nets.heads import ConvHead, MultiHead
+from stack.nets.sd15 import SDDenoiser, load_schedule, load_unet
+from stack.nets.text import load_text, tokenizer_hash
+from stack.nets.vae import from_uint8, load_vae, vae_hash
+from stack.parallel.fsdp import shard
+from stack.parallel.mesh import Layout
+from stack.sample.generate import TextToImage, generate
+from stack.sample.grid import save_grid
+from stack.train.build import Job, prompts_of, stream_of
+from stack.train.build_algorithm import ENTRIES, Networks, assemble
+from stack.train.build_quick import quick_measure
+from stack.train.sources import LatentSource
+from stack.util.errors import UserError
+
+
+def build_sd(recipe: DistillRecipe, layout: Layout) -> Job:
+    """A distillation of a pipeline in Stable Diffusion's layout."""
+    assert isinstance(recipe.teacher, SDTeacher)
+    assert recipe.data
+    folder, device, ranks = Path(recipe.teacher.path), layout.device, layout.ranks
+    schedule, parameterization = load_schedule(folder)
+    text, vae = load_text(folder).to(device), load_vae(folder).to(device)
+    teacher = SDDenoiser(
+        load_unet(folder),
+        schedule,
+        parameterization,
+        resolutions=recipe.gan.resolutions,
+        bf16=layout.bf16,
+    ).to(device)
+    student, fake = copy.deepcopy(teacher), copy.deepcopy(teacher)
+    if recipe.parallel.activation_checkpointing:
+        for network in (student, fake):
+            network.unet.enable_gradient_checkpointing()
+    _settle_teacher(teacher, recipe.parallel.teacher, layout)
+    heads = MultiHead(
+        [ConvHead(channels, recipe.gan.width) for channels in teacher.feature_channels],
+        bf16=layout.bf16,
+    ).to(device)
+
+    stream = stream_of(recipe.data, recipe.seed, ranks=ranks)
+    _check_makers(stream, folder)
+    _check_size(stream, vae.factor, teacher.unet.config.sample_size)
+
+    @torch.no_grad()
+    def encode(images: Tensor) -> Tensor:
+        # In half precision, as data_prep latents stores them.
+        return vae.encode_mean(from_uint8(images.to(device))).half()
+
+    loader = BatchLoader(
+        stream,
+        ("latent", "tokens"),
+        workers=recipe.data.workers,
+        prefetch=recipe.data.prefetch,
+        pin_memory=device.type == "cuda",
+        tokenize=text.tokenize,
+        encode=encode,
+    )
+    source = LatentSource(
+        loader,
+        text,
+        scale=vae.scale,
+        samples=recipe.batch_size,
+        accumulation=recipe.parallel.accumulation,
+        device=device,
+    )
+    pictures = TextToImage(student, text, vae)
+    captions = prompts_of(recipe) if recipe.log.sample_every else []
+
+    def draw(iteration: int, out: Path) -> None:
+        images = generate(pictures, captions, seed=recipe.seed, batch=len(captions))
+        if ranks.first:
+            save_grid(out / f"student-{iteration:07d}.png", images.split(10))
+
+    networks = Networks(student, fake, teacher, heads)
+    measure = quick_measure(recipe, pictures, ranks)
+    return Job(assemble(recipe, layout, networks, draw, measure), source)
+
+
+def _settle_teacher(teacher: SDDenoiser, where: str, layout: Layout) -> None:
+    """Freeze the teacher: whole on every rank or cut over them, in the precision it runs in."""
+    teacher.requires_grad_(False)
+    if layout.bf16:
+        teacher.to(torch.bfloat16)
+    if where == "sharded" and layout.ranks.world_size > 1:
+        shard(teacher, teacher.blocks(), layout.mesh, methods=ENTRIES, offload=layout.offload)
+
+
+def _check_size(stream: ShardStream, factor: int, size: int) -> None:
+    """Refuse latents of another size than the UNet's own."""
+    for folder, manifest in stream.manifests.items():
+        if manifest.resolution and manifest.resolution != size * factor:
+            raise UserError(
+                f"{folder.file(MANIFEST)}: resolution: {manifest.resolution}, but the teacher's is "
+                f"{size * factor}; prepare shards of that size"
+            )
+
+
+def _check_makers(stream: ShardStream, teacher: Path) -> None:
+    """Refuse latents of another autoencoder and token ids of another tokenizer."""
+    wanted = {"vae": vae_hash(teacher), "tokenizer": tokenizer_hash(teacher)}
+    verbs = {"vae": "latents", "tokenizer": "captions"}
+    for folder, manifest in stream.manifests.items():
+        for part, made in (("vae", manifest.vae), ("tokenizer", manifest.tokenizer)):
+            if made and made.hash != wanted[part]:
+                raise UserError(
+                    f"{folder.file(MANIFEST)}: {part}.hash: {made.hash[:12]} is not that of "
+                    f"{teacher}/{part} ({wanted[part][:12]}); "
+                    f"run python -m data_prep {verbs[part]} with this teacher"
+                )
