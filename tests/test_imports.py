@@ -34,7 +34,11 @@ READS_THE_RECIPE = {"config", "verbs", "arguments", "train/build"}
 HEAVY = {"accelerate", "diffusers", "matplotlib", "numpy", "pydantic", "sklearn", "torch"}
 HEAVY |= {"transformers", "yaml"}
 
-COMMAND_LINES = [ROOT / name for name in ("stack/cli.py", "stack/arguments.py", "data_prep/cli.py")]
+COMMAND_LINES = [
+    ROOT / "stack/cli.py",
+    ROOT / "data_prep/cli.py",
+    *ROOT.glob("stack/arguments/*.py"),
+]
 LONGEST_FILE, LONGEST_LINE, LONGEST_FUNCTION = 320, 100, 60
 
 

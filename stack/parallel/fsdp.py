@@ -23,7 +23,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from stack.parallel.local import LocalWeights
+from stack.parallel.local import LocalWeights, make_dense
 
 
 def shard(
@@ -45,9 +45,7 @@ def shard(
         bf16: gather in bfloat16; the parts and the reduction of gradients stay float32.
         offload: keep the parts in the CPU's memory.
     """
-    # FSDP2 takes dense parameters only; the layout of activations does not depend on them.
-    for parameter in module.parameters():
-        parameter.data = parameter.data.contiguous()
+    make_dense(module)
     on_gpu = mesh.device_type == "cuda"
     options: dict[str, Any] = {
         "mesh": mesh,

@@ -14,6 +14,13 @@ from torch.optim import Optimizer
 from stack.util.errors import UserError
 
 
+def make_dense(module: nn.Module) -> None:
+    """Lay parameters out in the order of their dimensions, as what cuts them over ranks wants
+    them; the layout of activations does not depend on it."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+
+
 class LocalWeights:
     """Weights, optimizer and learning-rate schedule of one network; fdistill's ``Trained``.
 
@@ -82,7 +89,7 @@ class LocalWeights:
         Raises:
             UserError: one is missing, left over or of another size.
         """
-        missing = {name: p.numel() for name, p in self.module.named_parameters()}
+        missing = self._sizes()
         for name, value in values:
             if missing.pop(name, 0) != value.numel():
                 raise UserError(f"{self.name}.{name}: does not fit this run's network")
@@ -90,6 +97,9 @@ class LocalWeights:
         if missing:
             raise UserError(f"{self.name}.{next(iter(missing))}: missing")
         self.refresh()
+
+    def _sizes(self) -> dict[str, int]:
+        return {name: parameter.numel() for name, parameter in self.module.named_parameters()}
 
     @torch.no_grad()
     def _put(self, name: str, value: Tensor) -> None:

@@ -65,6 +65,7 @@ def assemble(
             layout,
             blocks=fake.blocks(),
             methods=ENTRIES,
+            losses=2 if recipe.gan.features == "fake_joint" else 1,
             total=critic_steps,
             **optim.fake.model_dump(),
         ),

@@ -145,7 +145,7 @@ def test_a_bug_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         def fail(*_: Any, error: Exception = error) -> None:
             raise error
 
-        monkeypatch.setattr("stack.arguments.load", fail)
+        monkeypatch.setattr("stack.arguments.training.load", fail)
         with pytest.raises(type(error)):
             main(["distill", "x.yaml"])
 
@@ -156,7 +156,7 @@ def test_ctrl_c_before_training(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("stack.arguments.load", interrupt)
+    monkeypatch.setattr("stack.arguments.training.load", interrupt)
     assert main(["distill", "x.yaml"]) == EXIT_INTERRUPTED
     assert capsys.readouterr().err == "interrupted\n"
 

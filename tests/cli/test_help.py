@@ -119,7 +119,9 @@ def test_overrides_before_and_behind_options(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    monkeypatch.setattr("stack.arguments.load", lambda args, job: seen.append(args) or 1 / 0)
+    monkeypatch.setattr(
+        "stack.arguments.training.load", lambda args, job: seen.append(args) or 1 / 0
+    )
     monkeypatch.chdir(ROOT)
     with pytest.raises(ZeroDivisionError):
         main(["distill", *arguments])

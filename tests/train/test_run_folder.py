@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from stack.config.load import dump_recipe, load_recipe
-from stack.train.build_run import code_hash, open_run
+from stack.train.build_run import Start, code_hash, open_run
 from stack.util.errors import UserError
 from tests.config.minimal import DISTILL, PRETRAIN, write
 from tests.pipeline import tree
@@ -33,7 +33,7 @@ def test_a_new_run(tmp_path: Path, options: dict[str, bool], there: bool) -> Non
     if there:
         (tmp_path / "run").mkdir()
     given = recipe(tmp_path)
-    assert open_run(given, **options) == tmp_path / "run"
+    assert open_run(given, how=Start(**options)) == tmp_path / "run"
     assert (tmp_path / "run" / "recipe.yaml").read_text() == dump_recipe(given)
 
 
@@ -61,7 +61,7 @@ def test_refused_and_untouched(
     run = occupied(tmp_path)
     before = tree(run)
     with pytest.raises(UserError) as caught:
-        open_run(recipe(tmp_path, DISTILL, *overrides), **options)
+        open_run(recipe(tmp_path, DISTILL, *overrides), how=Start(**options))
     assert str(caught.value).startswith(message.format(run=run))
     assert tree(run) == before
 
@@ -70,7 +70,7 @@ def test_another_job_is_refused(tmp_path: Path) -> None:
     run = occupied(tmp_path)
     before = tree(run)
     with pytest.raises(UserError, match=r"recipe\.yaml: job: the run in this folder is of"):
-        open_run(recipe(tmp_path, PRETRAIN), resume=True)
+        open_run(recipe(tmp_path, PRETRAIN), how=Start(resume=True))
     assert tree(run) == before
 
 
@@ -80,13 +80,13 @@ def test_resume_leaves_all_as_it_is_for_the_trainer_to_load(
 ) -> None:
     run = occupied(tmp_path)
     before = tree(run)
-    assert open_run(recipe(tmp_path, DISTILL, *overrides), resume=True) == run
+    assert open_run(recipe(tmp_path, DISTILL, *overrides), how=Start(resume=True)) == run
     assert tree(run) == before
 
 
 def test_overwrite(tmp_path: Path) -> None:
     run = occupied(tmp_path)
-    open_run(recipe(tmp_path, DISTILL, "seed=1"), overwrite=True)
+    open_run(recipe(tmp_path, DISTILL, "seed=1"), how=Start(overwrite=True))
     assert [path.name for path in run.iterdir()] == ["recipe.yaml"]
 
 
@@ -97,7 +97,7 @@ def test_what_is_not_a_run_is_never_touched(tmp_path: Path, options: dict[str, b
     (foreign / "thesis.tex").write_text("years of work")
     before = tree(tmp_path / "run")
     with pytest.raises(UserError, match=rf"^{foreign}: .*not a run"):
-        open_run(recipe(tmp_path), **options)
+        open_run(recipe(tmp_path), how=Start(**options))
     assert tree(foreign) == before
 
 
@@ -105,7 +105,7 @@ def test_what_is_not_a_run_is_never_touched(tmp_path: Path, options: dict[str, b
 def test_a_file_in_the_place_of_the_folder(tmp_path: Path, options: dict[str, bool]) -> None:
     (tmp_path / "run").write_text("a file")
     with pytest.raises(UserError, match=r"run: is a file"):
-        open_run(recipe(tmp_path), **options)
+        open_run(recipe(tmp_path), how=Start(**options))
     assert (tmp_path / "run").read_text() == "a file"
 
 

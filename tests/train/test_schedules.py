@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from stack.parallel.collectives import ALONE
 from stack.parallel.local import LocalWeights
+from stack.parallel.mesh import Layout
 from stack.train.optim import adam_weights, lr_factor
 
 FACTORS = [
@@ -55,7 +55,7 @@ def weights_of(module: nn.Module, **changed: object) -> LocalWeights:
         "warmup": 4,
         "decay": "linear",
     }
-    return adam_weights("net", module, ALONE, **{**options, **changed})
+    return adam_weights("net", module, Layout(), **{**options, **changed})
 
 
 def test_every_step_has_the_rate_of_its_number() -> None:

@@ -1,0 +1,69 @@
+"""What each verb takes: its arguments, and what runs it. A verb's module is imported when the
+verb runs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from stack.arguments.runs import add_checkpoint, add_evaluate, add_export, add_report, add_sample
+from stack.arguments.tools import add_bench, add_show_config
+from stack.arguments.training import add_distill, add_pretrain
+
+Add = Callable[[argparse.ArgumentParser], Callable[[argparse.Namespace], int]]
+VERBS: dict[str, tuple[str, str, Add]] = {
+    "pretrain": (
+        "train a teacher (autoencoder, text encoder, UNet)",
+        "Train a small text-to-image teacher from shards of pictures and captions and save it as "
+        "a diffusers pipeline in OUT/teacher. Ctrl-C or SIGTERM saves the state and exits with "
+        "status 85; --resume goes on.",
+        add_pretrain,
+    ),
+    "distill": (
+        "distil a teacher into a one-step student",
+        "The main job. Ctrl-C, SIGTERM or SIGUSR1 finishes the iteration, saves the state and "
+        "exits with status 85; --resume goes on, bit for bit as if nothing had happened.",
+        add_distill,
+    ),
+    "evaluate": (
+        "measure teacher and student side by side",
+        "Generate pictures with the teacher (DDIM) and the student (one step) for the same "
+        "captions and noise, and print Frechet distance, recall, precision, caption accuracy, "
+        "mode coverage and images per second; also RUN/evaluation.json.",
+        add_evaluate,
+    ),
+    "sample": (
+        "a grid of the teacher's pictures above the student's",
+        "Same prompts, same noise: rows of the teacher above rows of the student, as one PNG.",
+        add_sample,
+    ),
+    "export": (
+        "the student as a diffusers pipeline folder",
+        "Write the student (its average, where the recipe has one) as a pipeline folder that "
+        "StableDiffusionPipeline.from_pretrained loads and samples with num_inference_steps=1, "
+        "guidance_scale=1.",
+        add_export,
+    ),
+    "report": (
+        "one self-contained HTML page about a run",
+        "Curves, sample grid, metrics and the resolved recipe in one file without outside links.",
+        add_report,
+    ),
+    "checkpoint": (
+        "list, verify or prune a run's checkpoints",
+        "ls: steps, sizes, scores; verify: every file against its SHA-256; prune: remove what the "
+        "given --keep-* do not ask for.",
+        add_checkpoint,
+    ),
+    "bench": (
+        "how fast the parts of training are on this machine",
+        "Measure one part of training; contestants take turns, so that a slow minute of the "
+        "machine hits them all.",
+        add_bench,
+    ),
+    "show-config": (
+        "print a recipe with every default filled in",
+        "Print the resolved recipe as YAML that loads to the same recipe.",
+        add_show_config,
+    ),
+}

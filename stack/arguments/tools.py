@@ -1,0 +1,88 @@
+"""The verbs that need no run: bench and show-config."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from stack.arguments.common import OVERRIDES, json_option, load, on_disk, positive
+from stack.util.errors import UserError
+
+
+def add_bench(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    parts = verb.add_subparsers(dest="part", metavar="PART", required=True)
+    data = parts.add_parser(
+        "data",
+        help="reading shards, beside plain webdataset",
+        description="Samples per second of this project's stream (checksums on), of plain "
+        "webdataset and of bare reads of the same bytes, in one process; pictures also of the "
+        "decoder alone.",
+    )
+    data.add_argument("folder", type=on_disk, help="folder of shards on a disk")
+    data.add_argument(
+        "--field",
+        action="append",
+        default=[],
+        choices=("image", "latent", "tokens", "text"),
+        help="what to read; repeat for more (default: latents and token ids, or else pictures)",
+    )
+    data.add_argument("--batch", type=positive, default=128, help="samples (default %(default)s)")
+    data.add_argument(
+        "--seconds", type=positive, default=10, help="for each reader (default %(default)s)"
+    )
+    json_option(data)
+
+    data.set_defaults(bench=_bench_data)
+    order = parts.add_parser(
+        "order",
+        help="how well the order of samples is shuffled",
+        description="Walk one epoch of an imagined dataset that is sorted by label, and print "
+        "for each number of lanes and each window how much of that order is left.",
+    )
+    for name, default, what in (
+        ("--shards", 100, "shards, each of one label"),
+        ("--samples", 10000, "samples of a shard"),
+        ("--batch", 512, "samples of a global batch"),
+    ):
+        order.add_argument(name, type=positive, default=default, help=f"{what} (%(default)s)")
+    for name, values in (("--lanes", [8, 64, 256]), ("--window", [1, 256, 4096, 65536])):
+        order.add_argument(name, type=positive, nargs="+", default=values, metavar="N")
+    json_option(order)
+    order.set_defaults(bench=_bench_order)
+    return lambda args: args.bench(args)
+
+
+def _bench_data(args: argparse.Namespace) -> int:
+    from stack.verbs.bench_data import bench_data
+
+    what = {"fields": args.field, "batch": args.batch, "seconds": args.seconds}
+    bench_data(args.folder, **what, json_file=args.json)
+    return 0
+
+
+def _bench_order(args: argparse.Namespace) -> int:
+    from stack.verbs.bench_order import bench_order
+
+    dataset = {"shards": args.shards, "samples": args.samples, "batch": args.batch}
+    bench_order(**dataset, lanes=args.lanes, windows=args.window, json_file=args.json)
+    return 0
+
+
+def add_show_config(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    verb.add_argument("recipe", type=Path, nargs="?", help="recipe file (YAML)")
+    verb.add_argument("overrides", nargs="*", metavar="field=value", help=OVERRIDES)
+    verb.add_argument(
+        "--fields", action="store_true", help="list every field with its default and meaning"
+    )
+
+    def run(args: argparse.Namespace) -> int:
+        from stack.config.load import dump_recipe
+        from stack.verbs.show_config import print_fields
+
+        if not args.fields and args.recipe is None:
+            raise UserError("command line: RECIPE: missing; give a recipe file or --fields")
+        print_fields() if args.fields else print(dump_recipe(load(args)), end="")
+        return 0
+
+    return run

@@ -1,0 +1,321 @@
+"""A trained network sharded by DeepSpeed (``parallel.backend: zero1 | zero2 | zero3``).
+
+The engine places the parameters, reduces gradients, steps and writes its own files. When a
+gradient is whole, and whether a step is taken at all, is decided here and by the caller, since
+one decision is shared by several networks; so the engine's own forward, backward, accumulation,
+clipping and overflow checks are never entered. With P parameters on n ranks, an iteration moves
+
+    zero1  gradients reduced to their owners once (P), weights gathered after the step (P)
+    zero2  the same, but gradients are reduced in every backward: P per micro-batch
+    zero3  weights gathered in every forward and backward (P each), gradients
+           reduce-scattered in every backward (P)
+
+DeepSpeed is slow to import and for Linux only, so it is imported inside functions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import shutil
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from stack.parallel.collectives import Ranks
+
+_BUCKET = 50_000_000
+"""Elements communicated at once: 200 MB in float32."""
+
+
+class ZeroWeights:
+    """Weights, optimizer and learning-rate schedule of one network; fdistill's ``Trained``.
+
+    Call :attr:`module` as before, any of its methods, with and without gradient: for stage 3,
+    hooks on its submodules gather what each needs.
+
+    Args:
+        ranks: torch.distributed must be initialized, for a single rank too.
+        optimizer: over the module's parameters, in one group.
+        lr_at: learning rate of this network's n-th step, counted from 0.
+        max_norm: global gradient norm above which the gradient is scaled down.
+        stage: what is sharded besides the optimizer's state: 1 nothing, 2 gradients, 3 weights.
+        bf16: keep the weights of the forward in bfloat16; float32 are the sharded ones,
+            and the reduction of gradients.
+        offload: keep the sharded float32 weights and the optimizer's state in host memory.
+    """
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        name: str,
+        module: nn.Module,
+        optimizer: Optimizer,
+        *,
+        lr_at: Callable[[int], float],
+        max_norm: float,
+        stage: int,
+        bf16: bool = False,
+        offload: bool = False,
+    ) -> None:
+        self.ranks, self.name, self.module, self.stage = ranks, name, module, stage
+        self.lr_at, self.max_norm, self.steps = lr_at, max_norm, 0
+        self.names = {parameter: key for key, parameter in module.named_parameters()}
+        size = sum(parameter.numel() for parameter in module.parameters())
+        self.engine, *_ = _deepspeed().initialize(
+            model=module,
+            optimizer=optimizer,
+            config=_config(stage, min(size, _BUCKET), bf16=bf16, offload=offload),
+            dist_init_required=False,
+        )
+        self.zero = self.engine.optimizer
+        self.zero.set_gradient_accumulation_boundary(False)
+        if stage == 3:
+            # Ranks would compare notes on the order of submodules at every start of a forward,
+            # to prefetch; but our forwards differ from call to call, and it would never settle.
+            self.zero.parameter_offload.fwd_pre_hook.remove()
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next step."""
+        return self.lr_at(self.steps)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the loss's gradient; collective from stage 2 on."""
+        self._reduce_pending()
+        loss.backward()
+        self._reduce_pending()
+
+    def _reduce_pending(self) -> None:
+        """Reduce what a backward has left in the buckets: of this network's loss, or of
+        another's that reached these weights too."""
+        if any(bucket.params for bucket in self.zero.ipg_buckets.values()):
+            self.zero.overlapping_partition_gradients_reduce_epilogue()
+            self.zero.clear_backward_seen_flag()
+        if self.stage == 3:
+            self.zero.backward_epilogue()
+
+    def clip(self) -> Tensor:
+        """Complete the gradient; returns its norm over all ranks (0-d float32), before clipping.
+
+        What follows is :meth:`step`, which clips, or :meth:`discard`.
+        """
+        self._reduce_pending()
+        self.zero.set_gradient_accumulation_boundary(True)
+        if self.stage == 1:
+            self.zero.reduce_gradients()
+        else:
+            self.zero.finalize_gradient_accumulation_boundary()
+        self.zero.set_gradient_accumulation_boundary(False)
+        square = nn.utils.get_total_norm(self._gradients()).float().square()
+        self._norm = (self.ranks.all_reduce_mean(square) * self.ranks.world_size).sqrt()
+        return self._norm
+
+    def step(self) -> None:
+        """Clip, step the optimizer and clear the gradient."""
+        # DeepSpeed's own clipping would round differently from torch's.
+        coefficient = (self.max_norm / (self._norm + 1e-6)).clamp(max=1)
+        for gradient in self._gradients():
+            gradient.mul_(coefficient)
+        self.zero.set_lr(self.lr)
+        self.zero.step()
+        self.steps += 1
+        self.discard()
+
+    def discard(self) -> None:
+        """Clear the gradient without a step."""
+        self.zero.averaged_gradients.clear()
+        self.zero.zero_grad()
+        if self.stage == 3:
+            # Else a parameter without gradient in the next backward would keep this one.
+            self.zero.grad_partitions_flat_buffer.zero_()
+
+    def _gradients(self) -> list[Tensor]:
+        """This rank's part of the complete gradient."""
+        return list(chain.from_iterable(self.zero.averaged_gradients.values()))
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """No gradient reaches the parameters inside the context."""
+        self.module.requires_grad_(False)
+        try:
+            yield
+        finally:
+            self.module.requires_grad_(True)
+
+    def pieces(self) -> dict[str, Tensor]:
+        """This rank's float32 weights as live 1-D views, ``parameter@start`` each, where start
+        counts in the flattened parameter; the ranks' pieces tile every parameter. After writing
+        into them call :meth:`refresh`."""
+        found = self._pieces_stage3() if self.stage == 3 else self._pieces_stage12()
+        return {f"{self.names[parameter]}@{start}": piece for parameter, start, piece in found}
+
+    def _pieces_stage12(self) -> Iterator[tuple[nn.Parameter, int, Tensor]]:
+        for parameter in chain.from_iterable(self.zero.bit16_groups):
+            if mapping := parameter._hp_mapping:
+                start = mapping.lp_fragment_address.start
+                yield parameter, start, mapping.get_hp_fragment().detach()
+
+    def _pieces_stage3(self) -> Iterator[tuple[nn.Parameter, int, Tensor]]:
+        flats = self.zero.fp32_partitioned_groups_flat
+        for group, flat in zip(self.zero.fp16_groups, flats, strict=True):
+            parts = flat.detach().split([p.partition_numel() for p in group])
+            for parameter, part in zip(group, parts, strict=True):
+                start = self.ranks.rank * part.numel()
+                # The last part is padded; a short parameter leaves nothing for the last ranks.
+                if start < parameter.ds_numel:
+                    yield parameter, start, part[: parameter.ds_numel - start]
+
+    def refresh(self) -> None:
+        """Bring the weights of the forward in line with the pieces; collective."""
+        if self.stage < 3:
+            self.zero.update_lp_params()
+            return
+        self.zero.empty_partition_cache()
+        flats = self.zero.fp16_partitioned_groups_flat, self.zero.fp32_partitioned_groups_flat
+        for forward, master in zip(*flats, strict=True):
+            forward.detach().copy_(master.detach())
+
+    def objects(self, folder: str) -> dict[str, Any]:
+        """What DeepSpeed saves on this rank: objects for torch.save by path below ``folder``.
+
+        Tensors are live: copy them before the next step. Collective. ``steps`` is not among
+        them, the caller keeps it.
+        """
+        recorder = _recorder()
+        usual, self.engine.checkpoint_engine = self.engine.checkpoint_engine, recorder
+        self.engine.save_checkpoint(folder, tag=self.name, save_latest=False)
+        self.engine.checkpoint_engine = usual
+        return {f"{folder}/{Path(path).name}": state for path, state in recorder.saved.items()}
+
+    def load(self, folder: Path, scratch: Path) -> None:
+        """Load what :meth:`objects` returned, from the folder that holds its files; collective.
+
+        Args:
+            folder: is only read. scratch: an existing folder that all ranks see; it holds
+                a copy in another form while a checkpoint of another number of ranks is loaded.
+        """
+        if len(list(folder.glob("*_optim_states.pt"))) == self.ranks.world_size:
+            self._load(folder)
+            return
+        converted = scratch / f".universal-{self.name}"
+        self.ranks.by_first(lambda: _convert(folder, converted / folder.name))
+        self.engine._config.load_universal_checkpoint = True
+        self._load(converted / folder.name)
+        self.engine._config.load_universal_checkpoint = False
+        self.ranks.barrier()
+        self.ranks.by_first(lambda: shutil.rmtree(converted))
+
+    def _load(self, folder: Path) -> None:
+        with _silence():
+            self.engine.load_checkpoint(str(folder.parent), tag=folder.name)
+
+
+def zero_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Float32 weights by name out of such files, one tensor in memory at a time; one process."""
+    _deepspeed()
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    with _silence():
+        lazy = get_fp32_state_dict_from_zero_checkpoint(
+            str(folder.parent), tag=folder.name, lazy_mode=True
+        )
+    for name, tensor in lazy.items():
+        yield name, tensor.contiguous()
+
+
+def _deepspeed() -> Any:
+    """DeepSpeed, which is to keep quiet and to leave collectives to torch.distributed."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    # On CPUs it would compile collectives of its own, with g++ and ninja.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def _config(stage: int, bucket: int, *, bf16: bool, offload: bool) -> dict[str, Any]:
+    """The engine's settings; ``bucket`` in elements."""
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "overlap_comm": False,
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+        # Else it all-reduces, which is twice the bytes.
+        "use_multi_rank_bucket_allreduce": False,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": 2 * _BUCKET,
+        "stage3_param_persistence_threshold": 0,
+        "stage3_max_reuse_distance": 0,
+        "stage3_prefetch_bucket_size": 0,
+    }
+    if offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "managed_gradient_accumulation": False,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": zero,
+        "bf16": {"enabled": bf16},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "steps_per_print": None,
+    }
+
+
+def _recorder() -> Any:
+    """A checkpoint engine that keeps in ``saved`` what it is told to write."""
+    from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+
+    class Recorder(TorchCheckpointEngine):
+        def __init__(self) -> None:
+            super().__init__()
+            self.saved: dict[str, Any] = {}
+
+        def makedirs(self, path: str, exist_ok: bool = False) -> None:
+            """Nothing is written."""
+
+        def save(self, state_dict: Any, path: str) -> None:
+            self.saved[path] = state_dict
+
+    return Recorder()
+
+
+def _convert(folder: Path, to: Path) -> None:
+    """Rewrite a checkpoint parameter by parameter, so that any number of ranks can load it."""
+    from deepspeed.checkpoint.ds_to_universal import main
+
+    shutil.rmtree(to.parent, ignore_errors=True)
+    to.mkdir(parents=True)
+    with _silence():
+        main(
+            Namespace(
+                input_folder=str(folder),
+                output_folder=str(to),
+                num_extract_workers=1,
+                num_merge_workers=1,
+                keep_temp_folder=False,
+                strict=True,
+                inject_missing_state=True,
+            )
+        )
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """What DeepSpeed prints is not for our users."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        yield
