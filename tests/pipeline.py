@@ -93,15 +93,16 @@ def make_shards(folder: Path) -> None:
     out.finish()
 
 
-def make_teacher(folder: Path) -> None:
-    """An untrained pipeline in Stable Diffusion's layout."""
+def make_teacher(folder: Path, channels: Sequence[int] = (8, 16)) -> None:
+    """An untrained pipeline in Stable Diffusion's layout; all but the UNet is the same for any
+    channels."""
     torch.manual_seed(0)
     vae = new_vae(SIDE, channels=(8, 8), layers=1, groups=4)
     vae.register_to_config(scaling_factor=0.75)
     tokenizer = new_tokenizer([caption(number) for number in range(12)], 600)
     text = new_text_encoder(tokenizer, width=8, layers=1, heads=2)
     unet = new_unet(
-        SIDE // 2, 8, channels=(8, 16), attention=(False, False), layers=1, heads=2, groups=4
+        SIDE // 2, 8, channels=channels, attention=(False, False), layers=1, heads=2, groups=4
     )
     denoiser = SDDenoiser(unet, SD_SCHEDULE, "v_prediction")
     average = EMA(dict(module_of(denoiser, text).named_parameters()), 0.5)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -109,8 +110,8 @@ class Traffic(TorchDispatchMode):
         space, _, name = func.name().partition("::")
         name = name.partition(".")[0]
         if space == "c10d" and name in _SENT:
-            group: Any = next(value for value in args if isinstance(value, torch.ScriptObject))
-            ranks = group.size()
+            boxed = next(value for value in args if isinstance(value, torch.ScriptObject))
+            ranks = dist.ProcessGroup.unbox(boxed).size()
             sizes = [
                 sum(t.nbytes for t in tree_leaves(value) if isinstance(t, Tensor)) for value in args
             ]
@@ -122,13 +123,3 @@ class Traffic(TorchDispatchMode):
     def total(self) -> int:
         """Bytes of all collectives."""
         return sum(self.sent.values())
-
-
-def all_reduce_bytes(size: int, ranks: int) -> float:
-    """What a rank sends in a ring all-reduce of ``size`` bytes."""
-    return 2 * size * (ranks - 1) / ranks
-
-
-def gather_bytes(size: int, ranks: int) -> float:
-    """What a rank sends in an all-gather to, or a reduce-scatter of, ``size`` bytes in all."""
-    return size * (ranks - 1) / ranks

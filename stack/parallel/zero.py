@@ -20,6 +20,9 @@ import io
 import logging
 import os
 import shutil
+import tempfile
+import uuid
+import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,13 +35,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stack.parallel.collectives import Ranks
+from stack.parallel.local import LocalWeights, make_dense
 
 _BUCKET = 50_000_000
 """Elements communicated at once: 200 MB in float32."""
 
 
-class ZeroWeights:
-    """Weights, optimizer and learning-rate schedule of one network; fdistill's ``Trained``.
+class ZeroWeights(LocalWeights):
+    """Weights, optimizer and learning-rate schedule of one network behind an engine.
 
     Call :attr:`module` as before, any of its methods, with and without gradient: for stage 3,
     hooks on its submodules gather what each needs.
@@ -67,8 +71,9 @@ class ZeroWeights:
         bf16: bool = False,
         offload: bool = False,
     ) -> None:
-        self.ranks, self.name, self.module, self.stage = ranks, name, module, stage
-        self.lr_at, self.max_norm, self.steps = lr_at, max_norm, 0
+        super().__init__(name, module, optimizer, lr_at=lr_at, max_norm=max_norm)
+        self.ranks, self.stage = ranks, stage
+        make_dense(module)
         self.names = {parameter: key for key, parameter in module.named_parameters()}
         size = sum(parameter.numel() for parameter in module.parameters())
         self.engine, *_ = _deepspeed().initialize(
@@ -77,17 +82,14 @@ class ZeroWeights:
             config=_config(stage, min(size, _BUCKET), bf16=bf16, offload=offload),
             dist_init_required=False,
         )
+        # Our checkpoints hold data only, no scripts.
+        self.engine._copy_recovery_script = lambda folder: None
         self.zero = self.engine.optimizer
         self.zero.set_gradient_accumulation_boundary(False)
         if stage == 3:
             # Ranks would compare notes on the order of submodules at every start of a forward,
             # to prefetch; but our forwards differ from call to call, and it would never settle.
             self.zero.parameter_offload.fwd_pre_hook.remove()
-
-    @property
-    def lr(self) -> float:
-        """Learning rate of the next step."""
-        return self.lr_at(self.steps)
 
     def backward(self, loss: Tensor) -> None:
         """Add the loss's gradient; collective from stage 2 on."""
@@ -143,15 +145,6 @@ class ZeroWeights:
         """This rank's part of the complete gradient."""
         return list(chain.from_iterable(self.zero.averaged_gradients.values()))
 
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """No gradient reaches the parameters inside the context."""
-        self.module.requires_grad_(False)
-        try:
-            yield
-        finally:
-            self.module.requires_grad_(True)
-
     def pieces(self) -> dict[str, Tensor]:
         """This rank's float32 weights as live 1-D views, ``parameter@start`` each, where start
         counts in the flattened parameter; the ranks' pieces tile every parameter. After writing
@@ -185,32 +178,46 @@ class ZeroWeights:
         for forward, master in zip(*flats, strict=True):
             forward.detach().copy_(master.detach())
 
-    def objects(self, folder: str) -> dict[str, Any]:
-        """What DeepSpeed saves on this rank: objects for torch.save by path below ``folder``.
+    @torch.no_grad()
+    def _put(self, name: str, value: Tensor) -> None:
+        flat = value.flatten()
+        for piece, view in self.pieces().items():
+            parameter, _, start = piece.partition("@")
+            if parameter == name:
+                view.copy_(flat[int(start) :][: len(view)])
 
-        Tensors are live: copy them before the next step. Collective. ``steps`` is not among
-        them, the caller keeps it.
-        """
+    def _sizes(self) -> dict[str, int]:
+        numels = ((p.ds_numel if self.stage == 3 else p.numel()) for p in self.names)  # type: ignore[attr-defined]
+        return dict(zip(self.names.values(), numels, strict=True))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Nothing: the whole state is in :meth:`objects`."""
+        return {}
+
+    def objects(self) -> dict[str, Any]:
+        """What DeepSpeed saves on this rank, for torch.save, by path; live references.
+        Collective."""
         recorder = _recorder()
         usual, self.engine.checkpoint_engine = self.engine.checkpoint_engine, recorder
-        self.engine.save_checkpoint(folder, tag=self.name, save_latest=False)
-        self.engine.checkpoint_engine = usual
-        return {f"{folder}/{Path(path).name}": state for path, state in recorder.saved.items()}
+        try:
+            # It leaves a copy of its conversion script in the folder, which nobody needs.
+            with tempfile.TemporaryDirectory() as folder, _silence():
+                self.engine.save_checkpoint(folder, tag=self.name, save_latest=False)
+        finally:
+            self.engine.checkpoint_engine = usual
+        return {f"{self.name}/{Path(path).name}": state for path, state in recorder.saved.items()}
 
-    def load(self, folder: Path, scratch: Path) -> None:
-        """Load what :meth:`objects` returned, from the folder that holds its files; collective.
-
-        Args:
-            folder: is only read. scratch: an existing folder that all ranks see; it holds
-                a copy in another form while a checkpoint of another number of ranks is loaded.
-        """
-        if len(list(folder.glob("*_optim_states.pt"))) == self.ranks.world_size:
-            self._load(folder)
+    def load_objects(self, folder: Path) -> None:
+        """Take over :meth:`objects` from a checkpoint's folder, which is only read. Files of
+        another number of ranks are converted beside it first. Collective."""
+        own = folder / self.name
+        if len(list(own.glob("*_optim_states.pt"))) == self.ranks.world_size:
+            self._load(own)
             return
-        converted = scratch / f".universal-{self.name}"
-        self.ranks.by_first(lambda: _convert(folder, converted / folder.name))
+        converted = self.ranks.gather(folder.parent / f".universal-{uuid.uuid4().hex[:8]}")[0]
+        self.ranks.by_first(lambda: _convert(own, converted / self.name))
         self.engine._config.load_universal_checkpoint = True
-        self._load(converted / folder.name)
+        self._load(converted / self.name)
         self.engine._config.load_universal_checkpoint = False
         self.ranks.barrier()
         self.ranks.by_first(lambda: shutil.rmtree(converted))
@@ -221,7 +228,8 @@ class ZeroWeights:
 
 
 def zero_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Float32 weights by name out of such files, one tensor in memory at a time; one process."""
+    """Float32 weights by name, each whole, out of a network's folder in a checkpoint; on one
+    process, one tensor at a time."""
     _deepspeed()
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
@@ -240,6 +248,7 @@ def _deepspeed() -> Any:
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", r"`torch\.distributed\..* is deprecated", FutureWarning)
     # On CPUs it would compile collectives of its own, with g++ and ninja.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
@@ -297,7 +306,6 @@ def _convert(folder: Path, to: Path) -> None:
     """Rewrite a checkpoint parameter by parameter, so that any number of ranks can load it."""
     from deepspeed.checkpoint.ds_to_universal import main
 
-    shutil.rmtree(to.parent, ignore_errors=True)
     to.mkdir(parents=True)
     with _silence():
         main(

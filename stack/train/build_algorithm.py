@@ -65,7 +65,6 @@ def assemble(
             layout,
             blocks=fake.blocks(),
             methods=ENTRIES,
-            losses=2 if recipe.gan.features == "fake_joint" else 1,
             total=critic_steps,
             **optim.fake.model_dump(),
         ),

@@ -35,7 +35,6 @@ def adam_weights(
     *,
     blocks: Iterable[nn.Module] = (),
     methods: Sequence[str] = (),
-    losses: int = 1,
     total: int,
     lr: float,
     betas: tuple[float, float],
@@ -49,7 +48,6 @@ def adam_weights(
 
     Args:
         blocks, methods: of the module, as :func:`stack.parallel.fsdp.shard` takes them.
-        losses: of a micro-batch that reach it.
         lr and what follows: the recipe's optim section of that network.
     """
     if layout.sharded:
@@ -81,7 +79,6 @@ def adam_weights(
             **rate,
             max_norm=clip,
             stage=engine,
-            backwards=parts * losses,
             bf16=layout.bf16,
             offload=layout.offload,
         )
