@@ -178,7 +178,7 @@ def same_tensors(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -
     ]
 
 
-_CLOCK = ("time", "images_per_second", "data_wait")
+_CLOCK = ("time", "images_per_second", "data_wait", "save_wait")
 
 
 def metrics_of(run: Path) -> dict[int, dict[str, float]]:

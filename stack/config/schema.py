@@ -192,9 +192,10 @@ class DistillRecipe(Recipe):
     init_from: str | None = None
     """Run folder, or one of its checkpoints/step-*: student, fake score and heads start from its
     weights (another divergence's, say) instead of the teacher's; nothing else is taken over."""
-    ema: Fraction | list[Fraction] = 0.9999
-    """Decay of the student's average, which is what is evaluated and exported; several, of which
-    the first is; 0 for none [F]."""
+    ema: Fraction = 0.9999
+    """Decay of the student's average, which is what is evaluated and exported; 0 for none [F]."""
+    ema_also: list[Fraction] = Field(default=[])
+    """Decays of further averages, for stack export --ema."""
     evaluation: Evaluation = Evaluation()
 
     @model_validator(mode="after")
@@ -210,7 +211,7 @@ class DistillRecipe(Recipe):
     @property
     def averages(self) -> list[float]:
         """Decays of the student's averages."""
-        return list(filter(None, self.ema if isinstance(self.ema, list) else [self.ema]))
+        return list(dict.fromkeys(filter(None, [self.ema, *self.ema_also])))
 
     @property
     def batch_size(self) -> int:

@@ -9,23 +9,13 @@ clipping and overflow checks are never entered. With P parameters on n ranks, an
     zero2  the same, but gradients are reduced in every backward: P per micro-batch
     zero3  weights gathered in every forward and backward (P each), gradients
            reduce-scattered in every backward (P)
-
-DeepSpeed is slow to import and for Linux only, so it is imported inside functions.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import os
 import shutil
-import tempfile
 import uuid
-import warnings
-from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -34,11 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from stack.parallel import engine
 from stack.parallel.collectives import Ranks
 from stack.parallel.local import LocalWeights, make_dense
-
-_BUCKET = 50_000_000
-"""Elements communicated at once: 200 MB in float32."""
 
 
 class ZeroWeights(LocalWeights):
@@ -76,10 +64,10 @@ class ZeroWeights(LocalWeights):
         make_dense(module)
         self.names = {parameter: key for key, parameter in module.named_parameters()}
         size = sum(parameter.numel() for parameter in module.parameters())
-        self.engine, *_ = _deepspeed().initialize(
+        self.engine, *_ = engine.deepspeed().initialize(
             model=module,
             optimizer=optimizer,
-            config=_config(stage, min(size, _BUCKET), bf16=bf16, offload=offload),
+            config=engine.config(stage, size, bf16=bf16, offload=offload),
             dist_init_required=False,
         )
         # Our checkpoints hold data only, no scripts.
@@ -197,12 +185,11 @@ class ZeroWeights(LocalWeights):
     def objects(self) -> dict[str, Any]:
         """What DeepSpeed saves on this rank, for torch.save, by path; live references.
         Collective."""
-        recorder = _recorder()
+        recorder = engine.recorder()
         usual, self.engine.checkpoint_engine = self.engine.checkpoint_engine, recorder
         try:
-            # It leaves a copy of its conversion script in the folder, which nobody needs.
-            with tempfile.TemporaryDirectory() as folder, _silence():
-                self.engine.save_checkpoint(folder, tag=self.name, save_latest=False)
+            with engine.silence():
+                self.engine.save_checkpoint("unwritten", tag=self.name, save_latest=False)
         finally:
             self.engine.checkpoint_engine = usual
         return {f"{self.name}/{Path(path).name}": state for path, state in recorder.saved.items()}
@@ -215,7 +202,7 @@ class ZeroWeights(LocalWeights):
             self._load(own)
             return
         converted = self.ranks.gather(folder.parent / f".universal-{uuid.uuid4().hex[:8]}")[0]
-        self.ranks.by_first(lambda: _convert(own, converted / self.name))
+        self.ranks.by_first(lambda: engine.convert(own, converted / self.name))
         self.engine._config.load_universal_checkpoint = True
         self._load(converted / self.name)
         self.engine._config.load_universal_checkpoint = False
@@ -223,107 +210,19 @@ class ZeroWeights(LocalWeights):
         self.ranks.by_first(lambda: shutil.rmtree(converted))
 
     def _load(self, folder: Path) -> None:
-        with _silence():
+        with engine.silence():
             self.engine.load_checkpoint(str(folder.parent), tag=folder.name)
 
 
 def zero_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Float32 weights by name, each whole, out of a network's folder in a checkpoint; on one
     process, one tensor at a time."""
-    _deepspeed()
+    engine.deepspeed()
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    with _silence():
+    with engine.silence():
         lazy = get_fp32_state_dict_from_zero_checkpoint(
             str(folder.parent), tag=folder.name, lazy_mode=True
         )
     for name, tensor in lazy.items():
         yield name, tensor.contiguous()
-
-
-def _deepspeed() -> Any:
-    """DeepSpeed, which is to keep quiet and to leave collectives to torch.distributed."""
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    import deepspeed
-
-    deepspeed.utils.logger.setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", r"`torch\.distributed\..* is deprecated", FutureWarning)
-    # On CPUs it would compile collectives of its own, with g++ and ninja.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
-
-
-def _config(stage: int, bucket: int, *, bf16: bool, offload: bool) -> dict[str, Any]:
-    """The engine's settings; ``bucket`` in elements."""
-    zero: dict[str, Any] = {
-        "stage": stage,
-        "overlap_comm": False,
-        "contiguous_gradients": True,
-        "reduce_scatter": True,
-        # Else it all-reduces, which is twice the bytes.
-        "use_multi_rank_bucket_allreduce": False,
-        "reduce_bucket_size": bucket,
-        "allgather_bucket_size": 2 * _BUCKET,
-        "stage3_param_persistence_threshold": 0,
-        "stage3_max_reuse_distance": 0,
-        "stage3_prefetch_bucket_size": 0,
-    }
-    if offload:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "managed_gradient_accumulation": False,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": zero,
-        "bf16": {"enabled": bf16},
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "communication_data_type": "fp32",
-        "steps_per_print": None,
-    }
-
-
-def _recorder() -> Any:
-    """A checkpoint engine that keeps in ``saved`` what it is told to write."""
-    from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
-
-    class Recorder(TorchCheckpointEngine):
-        def __init__(self) -> None:
-            super().__init__()
-            self.saved: dict[str, Any] = {}
-
-        def makedirs(self, path: str, exist_ok: bool = False) -> None:
-            """Nothing is written."""
-
-        def save(self, state_dict: Any, path: str) -> None:
-            self.saved[path] = state_dict
-
-    return Recorder()
-
-
-def _convert(folder: Path, to: Path) -> None:
-    """Rewrite a checkpoint parameter by parameter, so that any number of ranks can load it."""
-    from deepspeed.checkpoint.ds_to_universal import main
-
-    to.mkdir(parents=True)
-    with _silence():
-        main(
-            Namespace(
-                input_folder=str(folder),
-                output_folder=str(to),
-                num_extract_workers=1,
-                num_merge_workers=1,
-                keep_temp_folder=False,
-                strict=True,
-                inject_missing_state=True,
-            )
-        )
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """What DeepSpeed prints is not for our users."""
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        yield

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from torch import Tensor
+
 from stack.config.schema import DistillRecipe
 from stack.diffusion.timesteps import UniformTimes
 from stack.fdistill.algorithm import Denoiser, FDistill
@@ -47,56 +49,21 @@ def assemble(
     Args:
         draw, measure: as :class:`DistillTask` takes them.
     """
-    k, total = recipe.student_every, recipe.iterations
-    critic_steps = total if recipe.alternation == "joint" else total - total // k
-    optim, (student, fake, teacher, heads) = recipe.optim, networks
-    weights = (
-        adam_weights(
-            "student",
-            student,
-            layout,
-            blocks=student.blocks(),
-            total=total // k,
-            **optim.student.model_dump(),
-        ),
-        adam_weights(
-            "fake",
-            fake,
-            layout,
-            blocks=fake.blocks(),
-            methods=ENTRIES,
-            total=critic_steps,
-            **optim.fake.model_dump(),
-        ),
-        adam_weights("heads", heads, layout, total=critic_steps, **optim.heads.model_dump()),
-    )
+    student, fake, teacher, heads = networks
+    _check_times(recipe, teacher.schedule.steps)
+    weights = _weights(recipe, layout, networks)
     own = weights[0]
     averages = {
         f"ema_{decay:g}": EMA(own.pieces(), decay, own.refresh) for decay in recipe.averages
     }
-    for name, (_, last) in recipe.times.model_dump().items():
-        if last >= teacher.schedule.steps:
-            raise UserError(
-                f"times.{name}: ends at {last}, but the teacher's last time is "
-                f"{teacher.schedule.steps - 1}"
-            )
     score_times = UniformTimes(*recipe.times.score)
-    edges = score_times.log_snr_edges(teacher.schedule, recipe.ratio.bins)
-    ratio = RatioWeight(
-        DIVERGENCES[recipe.divergence],
-        RatioNormalizer(edges, decay=recipe.ratio.decay, prior=recipe.ratio.prior),
-        normalize_r=recipe.ratio.normalize_r,
-        normalize_h=recipe.ratio.normalize_h,
-        warmup=recipe.ratio.warmup,
-        ramp=recipe.ratio.ramp,
-    )
     algorithm = FDistill(
         student,
         fake,
         teacher,
         heads,
         *weights,
-        ratio=ratio,
+        ratio=_ratio(recipe, score_times.log_snr_edges(teacher.schedule, recipe.ratio.bins)),
         score_times=score_times,
         fake_times=UniformTimes(*recipe.times.fake),
         global_batch=recipe.batch_size,
@@ -107,14 +74,64 @@ def assemble(
         r1_noise=recipe.gan.r1_noise,
         feature_source=recipe.gan.features,
         alternation=recipe.alternation,
-        student_every=k,
+        student_every=recipe.student_every,
         logit_clamp=recipe.ratio.logit_clamp,
         r_min=recipe.ratio.r_min,
         r_max=recipe.ratio.r_max,
         all_reduce_mean=layout.ranks.all_reduce_mean,
     )
     start = warm_start(recipe.init_from)
-    return DistillTask(recipe.name, total, algorithm, weights, averages, draw, measure, start)
+    return DistillTask(
+        recipe.name, recipe.iterations, algorithm, weights, averages, draw, measure, start
+    )
+
+
+def _weights(
+    recipe: DistillRecipe, layout: Layout, networks: Networks
+) -> tuple[LocalWeights, LocalWeights, LocalWeights]:
+    """Student, fake score and heads, ready to train."""
+    k, total, optim = recipe.student_every, recipe.iterations, recipe.optim
+    critic_steps = total if recipe.alternation == "joint" else total - total // k
+    student = adam_weights(
+        "student",
+        networks.student,
+        layout,
+        blocks=networks.student.blocks(),
+        total=total // k,
+        **optim.student.model_dump(),
+    )
+    fake = adam_weights(
+        "fake",
+        networks.fake,
+        layout,
+        blocks=networks.fake.blocks(),
+        methods=ENTRIES,
+        total=critic_steps,
+        **optim.fake.model_dump(),
+    )
+    heads = adam_weights(
+        "heads", networks.heads, layout, total=critic_steps, **optim.heads.model_dump()
+    )
+    return student, fake, heads
+
+
+def _ratio(recipe: DistillRecipe, edges: Tensor) -> RatioWeight:
+    return RatioWeight(
+        DIVERGENCES[recipe.divergence],
+        RatioNormalizer(edges, decay=recipe.ratio.decay, prior=recipe.ratio.prior),
+        normalize_r=recipe.ratio.normalize_r,
+        normalize_h=recipe.ratio.normalize_h,
+        warmup=recipe.ratio.warmup,
+        ramp=recipe.ratio.ramp,
+    )
+
+
+def _check_times(recipe: DistillRecipe, steps: int) -> None:
+    for name, (_, last) in recipe.times.model_dump().items():
+        if last >= steps:
+            raise UserError(
+                f"times.{name}: ends at {last}, but the teacher's last time is {steps - 1}"
+            )
 
 
 def warm_start(init_from: str | None) -> Callable[[Sequence[LocalWeights]], None]:
@@ -123,7 +140,7 @@ def warm_start(init_from: str | None) -> Callable[[Sequence[LocalWeights]], None
     def start(networks: Sequence[LocalWeights]) -> None:
         if init_from is None:
             return
-        folder = checkpoint_of(Path(init_from), "init_from")
+        folder = checkpoint_of(Path(init_from), "init_from: ")
         for weights in networks:
             try:
                 weights.write(stored_weights(folder, weights.name))

@@ -50,7 +50,7 @@ def student_unet(
     chosen = average or next(iter(names))
     if chosen not in names:
         raise UserError(f"command line: --ema: {chosen}: the run has {', '.join(names)}")
-    folder = checkpoint_of(run, "run")
+    folder = checkpoint_of(run)
     unet = load_unet(teacher)
     missing = set(dict(unet.named_parameters()))
     with torch.no_grad():

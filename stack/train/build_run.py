@@ -116,7 +116,7 @@ def trainer_of(
 def _forked(recipe: Recipe, source: Path, ranks: Ranks) -> Path:
     """The checkpoint to fork from; says what the new run does differently."""
     found: list[Path] = []
-    ranks.by_first(lambda: found.append(checkpoint_of(source, "command line: --fork")))
+    ranks.by_first(lambda: found.append(checkpoint_of(source, "command line: --fork: ")))
     folder = ranks.gather(found)[0][0]
     if ranks.first:
         before = load_recipe(folder / "recipe.yaml")

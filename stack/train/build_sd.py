@@ -14,8 +14,8 @@ from stack.data.index import MANIFEST
 from stack.data.stream import ShardStream
 from stack.nets.heads import ConvHead, MultiHead
 from stack.nets.sd15 import SDDenoiser, load_schedule, load_unet
-from stack.nets.text import load_text, tokenizer_hash
-from stack.nets.vae import from_uint8, load_vae, vae_hash
+from stack.nets.text import TextEncoder, load_text, tokenizer_hash
+from stack.nets.vae import Autoencoder, from_uint8, load_vae, vae_hash
 from stack.parallel.fsdp import shard
 from stack.parallel.mesh import Layout
 from stack.sample.generate import TextToImage, generate
@@ -30,7 +30,6 @@ from stack.util.errors import UserError
 def build_sd(recipe: DistillRecipe, layout: Layout) -> Job:
     """A distillation of a pipeline in Stable Diffusion's layout."""
     assert isinstance(recipe.teacher, SDTeacher)
-    assert recipe.data
     folder, device, ranks = Path(recipe.teacher.path), layout.device, layout.ranks
     schedule, parameterization = load_schedule(folder)
     text, vae = load_text(folder).to(device), load_vae(folder).to(device)
@@ -51,9 +50,30 @@ def build_sd(recipe: DistillRecipe, layout: Layout) -> Job:
         bf16=layout.bf16,
     ).to(device)
 
-    stream = stream_of(recipe.data, recipe.seed, ranks=ranks)
+    source = _source(recipe, layout, text, vae, teacher.unet.config.sample_size)
+    pictures = TextToImage(student, text, vae)
+    captions = prompts_of(recipe) if recipe.log.sample_every else []
+
+    def draw(iteration: int, out: Path) -> None:
+        images = generate(pictures, captions, seed=recipe.seed, batch=len(captions))
+        if ranks.first:
+            save_grid(out / f"student-{iteration:07d}.png", images.split(10))
+
+    networks = Networks(student, fake, teacher, heads)
+    measure = quick_measure(recipe, pictures, ranks)
+    return Job(assemble(recipe, layout, networks, draw, measure), source)
+
+
+def _source(
+    recipe: DistillRecipe, layout: Layout, text: TextEncoder, vae: Autoencoder, size: int
+) -> LatentSource:
+    """Latents of ``size`` and token ids, made of what the shards hold."""
+    assert recipe.data
+    assert isinstance(recipe.teacher, SDTeacher)
+    folder, device = Path(recipe.teacher.path), layout.device
+    stream = stream_of(recipe.data, recipe.seed, ranks=layout.ranks)
     _check_makers(stream, folder)
-    _check_size(stream, vae.factor, teacher.unet.config.sample_size)
+    _check_size(stream, vae.factor, size)
 
     @torch.no_grad()
     def encode(images: Tensor) -> Tensor:
@@ -69,7 +89,7 @@ def build_sd(recipe: DistillRecipe, layout: Layout) -> Job:
         tokenize=text.tokenize,
         encode=encode,
     )
-    source = LatentSource(
+    return LatentSource(
         loader,
         text,
         scale=vae.scale,
@@ -77,17 +97,6 @@ def build_sd(recipe: DistillRecipe, layout: Layout) -> Job:
         accumulation=recipe.parallel.accumulation,
         device=device,
     )
-    pictures = TextToImage(student, text, vae)
-    captions = prompts_of(recipe) if recipe.log.sample_every else []
-
-    def draw(iteration: int, out: Path) -> None:
-        images = generate(pictures, captions, seed=recipe.seed, batch=len(captions))
-        if ranks.first:
-            save_grid(out / f"student-{iteration:07d}.png", images.split(10))
-
-    networks = Networks(student, fake, teacher, heads)
-    measure = quick_measure(recipe, pictures, ranks)
-    return Job(assemble(recipe, layout, networks, draw, measure), source)
 
 
 def _settle_teacher(teacher: SDDenoiser, where: str, layout: Layout) -> None:

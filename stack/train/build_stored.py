@@ -14,11 +14,11 @@ NETWORKS = ("student", "fake", "heads")
 """Trained networks of a distillation; a checkpoint's other weights are the student's averages."""
 
 
-def checkpoint_of(path: Path, what: str) -> Path:
+def checkpoint_of(path: Path, what: str = "") -> Path:
     """The checkpoint that a path names: the folder of one, or the newest whole one of a run.
 
     Args:
-        what: field or option that named it, for messages.
+        what: field or option that named it, with a colon and a blank, for messages.
 
     Raises:
         UserError: there is none, or it is damaged.
@@ -26,13 +26,13 @@ def checkpoint_of(path: Path, what: str) -> Path:
     if path.name.startswith("step-"):
         reason = verify.fault(path) if path.is_dir() else "no such checkpoint"
         if reason:
-            raise UserError(f"{what}: {path}: {reason}")
+            raise UserError(f"{what}{path}: {reason}")
         return path
     found, skipped = verify.latest(path / "checkpoints")
     for reason in skipped:
         print(f"skipped checkpoint {reason}")
     if found is None:
-        raise UserError(f"{what}: {path}: has no checkpoints/; name a run's folder or a step-*")
+        raise UserError(f"{what}{path}: checkpoints/: none yet; run stack distill first")
     return found
 
 

@@ -37,9 +37,9 @@ def modes_of(recipe: DistillRecipe, task: DistillTask) -> tuple[int, int]:
     """How many modes the averaged student's samples cover, and how many there are."""
     teacher, positions = recipe.teacher, torch.arange(4000)
     assert isinstance(teacher, Mixture2DTeacher)
-    assert task.averages
+    [average] = task.averages.values()
     z = keyed.normal((2,), seed=recipe.seed, iteration=0, role="sample", positions=positions)
-    with task.averages.applied(), torch.no_grad():
+    with average.applied(), torch.no_grad():
         x = task.algorithm.student(z, positions, z[:, :0]).numpy()
     centres = ring(teacher.modes, teacher.radius)
     real = (centres.repeat(800, 1) + teacher.std * torch.randn(4000, 2)).numpy()
