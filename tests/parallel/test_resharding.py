@@ -1,0 +1,40 @@
+"""A checkpoint of some ranks is loaded by others: every bit of weights, moments and average."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from stack.parallel.launch import launch
+
+pytestmark = pytest.mark.slow
+
+RELAYS = {
+    "tensors": [("fsdp", 4), ("fsdp", 2), ("ddp", 2), ("fsdp", 8), ("none", 1), ("hsdp", 4)],
+    "zero1": [("zero1", 2), ("zero1", 4), ("zero1", 1)],
+    "zero2": [("zero2", 4), ("zero2", 2)],
+    "zero3": [("zero3", 4), ("zero3", 2), ("zero3", 1), ("zero3", 2)],
+}
+
+
+@pytest.mark.parametrize("relay", RELAYS)
+def test_handed_on_bit_for_bit(tmp_path: Path, relay: str) -> None:
+    source, first = tmp_path / "none", None
+    for number, (backend, ranks) in enumerate(RELAYS[relay]):
+        target, digest = tmp_path / str(number), tmp_path / f"{number}.pt"
+        name, size = ("fsdp", "2") if backend == "hsdp" else (backend, "0")
+        arguments = [name, size, str(source), str(target), str(digest)]
+        assert launch(ranks, [sys.executable, "-m", "tests.parallel.relay", *arguments]) == 0
+        found = torch.load(digest)
+        first = first or found
+        assert found.keys() == first.keys()
+        for key, value in first.items():
+            assert torch.equal(found[key], value), f"{key} from {source} on {ranks} ranks"
+        source = target / "step-0000001"
+    assert first
+    assert {key.split(".")[0] for key in first} == {"weight", "moment", "average"}
+    assert not torch.equal(first["weight.0.weight"], first["average.0.weight"])
+    assert not list(tmp_path.rglob(".universal-*"))

@@ -1,0 +1,117 @@
+"""What ranks hold and send, counted: parts of networks, bytes of collectives, peak memory."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from stack.parallel.launch import launch
+from tests.pipeline import World, make_teacher, recipe_fields, write_recipe
+
+pytestmark = pytest.mark.slow
+
+NETWORKS = ("student", "fake", "heads")
+RANKS = 2
+
+Measured = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def measured(world: World, tmp_path_factory: pytest.TempPathFactory) -> Measured:
+    """Figures of every rank, of iterations in which all networks move; each layout runs once."""
+    teacher = tmp_path_factory.mktemp("wide") / "teacher"
+    make_teacher(teacher, (32, 64))  # Wide enough for weights to outweigh activations.
+    wide = World(teacher, world.shards, world.data)
+    known: dict[str, list[dict[str, Any]]] = {}
+
+    def run(backend: str, accumulation: int = 1) -> list[dict[str, Any]]:
+        name = f"{backend}-{accumulation}"
+        if name not in known:
+            parallel = {"backend": backend, "processes": RANKS, "accumulation": accumulation}
+            fields = recipe_fields(wide, student_every=1, parallel=parallel)
+            folder = tmp_path_factory.mktemp(name)
+            recipe, out = write_recipe(folder, fields), folder / "out.json"
+            command = [sys.executable, "-m", "tests.parallel.measure", str(recipe), str(out)]
+            assert launch(RANKS, command) == 0
+            known[name] = json.loads(out.read_text())
+        return known[name]
+
+    return run
+
+
+HOLDS = {
+    # backend: share of the weights and of the optimizer's state that a rank holds
+    "ddp": (1.0, 1.0),
+    "fsdp": (0.5, 0.5),
+    "zero1": (1.0, 0.5),
+    "zero2": (1.0, 0.5),
+    "zero3": (0.5, 0.5),
+}
+
+
+@pytest.mark.parametrize("backend", HOLDS)
+def test_every_network_is_cut(measured: Measured, backend: str) -> None:
+    weights, moments = HOLDS[backend]
+    for row in measured(backend):
+        for name in NETWORKS:
+            cut = row["cut"][name]
+            assert cut["forward"] == pytest.approx(weights * cut["whole"], rel=0.02)
+            assert cut["moments"] == pytest.approx(moments * cut["whole"], rel=0.02)
+
+
+def theory(backend: str, accumulation: int, sizes: dict[str, int]) -> float:
+    """Bytes that a rank sends in a joint iteration (float32).
+
+    Weights are gathered for the student's forward and backward (2), for the fake score's forward
+    without gradient, forward and backward (3), for the heads' two forwards and backwards (4); under
+    accumulation a sweep before, through student and heads, finds the statistics of all
+    micro-batches.
+    """
+    whole = sum(sizes.values())
+    visits = 2 * sizes["student"] + 3 * sizes["fake"] + 4 * sizes["heads"]
+    if accumulation > 1:
+        visits += sizes["student"] + sizes["heads"]
+    share = 4 * (RANKS - 1) / RANKS
+    match backend:
+        case "ddp":
+            return share * 2 * whole
+        case "fsdp":  # Reduced in the last micro-batch only.
+            return share * (accumulation * visits + whole)
+        case "zero1":  # Reduced once, and the new weights gathered.
+            return share * 2 * whole
+        case "zero2":  # Reduced in every micro-batch: no rank keeps the rest.
+            return share * (accumulation * whole + whole)
+    return share * (accumulation * visits + accumulation * whole)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("backend", HOLDS)
+def test_bytes_sent_are_what_theory_gives(
+    measured: Measured, backend: str, accumulation: int
+) -> None:
+    for row in measured(backend, accumulation):
+        sizes = {name: row["cut"][name]["whole"] for name in NETWORKS}
+        found = sum(row["sent"].values())
+        assert found == pytest.approx(theory(backend, accumulation, sizes), rel=0.05)
+
+
+REDUCTIONS = ("allreduce_", "_reduce_scatter_base_", "reduce_")
+
+
+@pytest.mark.parametrize("backend", ["ddp", "fsdp", "zero1"])
+def test_accumulation_reduces_once(measured: Measured, backend: str) -> None:
+    one, two = (
+        sum(measured(backend, parts)[0]["sent"].get(name, 0) for name in REDUCTIONS)
+        for parts in (1, 2)
+    )
+    assert two == pytest.approx(one, rel=0.001)
+
+
+def test_fsdp_holds_little_more_than_half_of_ddp(measured: Measured) -> None:
+    """Peak of live bytes in forward, backward and step, the whole teacher included."""
+    whole = measured("ddp")[0]["peak"]
+    assert max(row["peak"] for row in measured("fsdp")) <= 0.62 * whole
