@@ -32,6 +32,8 @@ class Ranks:
     world_size: int = 1
     group: dist.ProcessGroup | None = None
     """None for the group of all that training uses."""
+    timeout: float = 600.0
+    """Seconds a collective may take."""
 
     @property
     def first(self) -> bool:
@@ -97,7 +99,8 @@ class Ranks:
         collectives of two threads in one group would meet each other's."""
         if self.world_size == 1:
             return self
-        return replace(self, group=dist.new_group(backend="gloo"))
+        limit = timedelta(seconds=self.timeout)
+        return replace(self, group=dist.new_group(backend="gloo", timeout=limit))
 
 
 ALONE = Ranks()
@@ -130,7 +133,7 @@ def ranks_of(backend: str, *, timeout: float = 600.0) -> Iterator[Ranks]:
         place = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     dist.init_process_group(kinds, timeout=timedelta(seconds=timeout), **place)
     try:
-        yield Ranks(dist.get_rank(), world_size)
+        yield Ranks(dist.get_rank(), world_size, timeout=timeout)
     finally:
         dist.destroy_process_group()
 

@@ -62,7 +62,9 @@ class ZeroWeights(LocalWeights):
         super().__init__(name, module, optimizer, lr_at=lr_at, max_norm=max_norm)
         self.ranks, self.stage = ranks, stage
         make_dense(module)
-        self.names = {parameter: key for key, parameter in module.named_parameters()}
+        self.names: dict[Any, str] = {
+            parameter: key for key, parameter in module.named_parameters()
+        }
         size = sum(parameter.numel() for parameter in module.parameters())
         self.engine, *_ = engine.deepspeed().initialize(
             model=module,
@@ -175,8 +177,9 @@ class ZeroWeights(LocalWeights):
                 view.copy_(flat[int(start) :][: len(view)])
 
     def _sizes(self) -> dict[str, int]:
-        numels = ((p.ds_numel if self.stage == 3 else p.numel()) for p in self.names)  # type: ignore[attr-defined]
-        return dict(zip(self.names.values(), numels, strict=True))
+        if self.stage < 3:
+            return super()._sizes()
+        return {name: parameter.ds_numel for parameter, name in self.names.items()}
 
     def tensors(self) -> dict[str, Tensor]:
         """Nothing: the whole state is in :meth:`objects`."""
