@@ -15,6 +15,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -129,7 +130,8 @@ def superfluous(folders: list[Path], keep: Keep) -> list[Path]:
     if keep.every:
         kept |= {path for path in folders if step_of(path) % keep.every == 0}
     if keep.best:
-        rated = [(mark(path)["score"], path) for path in folders if "score" in mark(path)]
+        scores = [(mark(path).get("score", nan), path) for path in folders]
+        rated = [(score, path) for score, path in scores if isfinite(score)]
         kept |= {path for _, path in sorted(rated)[: keep.best]}
     return [path for path in folders if path not in kept]
 

@@ -44,6 +44,7 @@ def device_of(name: str) -> torch.device:
                 f"device: auto: no GPU for rank {local} of this machine, which has {present}; "
                 "start fewer processes, or set device=cpu"
             )
+        torch.cuda.set_device(local)  # What collectives and other libraries take for granted.
         return torch.device("cuda", local)
     try:
         return torch.empty(0, device=name).device

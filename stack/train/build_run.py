@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stack.checkpoint.commit import Keep
@@ -18,7 +18,7 @@ from stack.train.provenance import provenance
 from stack.train.state import RunState
 from stack.train.trainer import Trainer
 from stack.util.errors import UserError
-from stack.util.files import sha256_file, write_atomic
+from stack.util.files import read_json, sha256_file, write_atomic, write_json
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ def _claim(recipe: Recipe, folder: Path, how: Start) -> None:
         check_same(load_recipe(stored), recipe, stored)
     else:
         write_atomic(stored, dump_recipe(recipe))
+        if how.fork:
+            write_json(folder / "fork.json", {"checkpoint": str(how.fork)})
 
 
 def trainer_of(
@@ -92,7 +94,7 @@ def trainer_of(
         backend=backend,
         keep=Keep(saving.keep_last, saving.keep_every, saving.keep_best),
         background=saving.background,
-        start=_forked(recipe, how.fork, ranks) if how.fork else None,
+        start=how.fork,
         step=how.step,
         ranks=ranks,
     )
@@ -113,17 +115,24 @@ def trainer_of(
     )
 
 
-def _forked(recipe: Recipe, source: Path, ranks: Ranks) -> Path:
-    """The checkpoint to fork from; says what the new run does differently."""
+def settle_fork(recipe: Recipe, how: Start, ranks: Ranks) -> Start:
+    """The same start with the checkpoint it forks from, looked for before anything is written;
+    a fork that goes on without one of its own yet finds it noted in its folder."""
+    noted = Path(recipe.out) / "fork.json"
+    source = how.fork
+    if source is None:
+        if not (how.resume and noted.is_file()):
+            return how
+        source = Path(read_json(noted)["checkpoint"])
     found: list[Path] = []
     ranks.by_first(lambda: found.append(checkpoint_of(source, "command line: --fork: ")))
     folder = ranks.gather(found)[0][0]
-    if ranks.first:
+    if ranks.first and how.fork:
         before = load_recipe(folder / "recipe.yaml")
         print(f"forking {folder}")
         for field, was, now in identity_changes(before, recipe):
             print(f"  {field}: {was!r} there, {now!r} here")
-    return folder
+    return replace(how, fork=folder)
 
 
 def check_same(before: Recipe, now: Recipe, stored: Path) -> None:

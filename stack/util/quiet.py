@@ -12,7 +12,8 @@ def quiet_libraries() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # A checkpoint of one process says so at every save.
     warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-    logging.getLogger("xformers").setLevel(logging.ERROR)
+    for name in ("xformers", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     # Their bars for every small file drown ours, which are rich's.

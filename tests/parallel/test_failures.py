@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -21,7 +22,8 @@ from tests.pipeline import World, recipe_fields, start, write_recipe
 pytestmark = pytest.mark.slow
 
 _PATIENCE = 120.0
-MOMENTS = 10
+MOMENTS = int(os.environ.get("KILLS", "10"))
+"""100 in make drill."""
 
 
 def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -29,7 +31,7 @@ def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def run_until(world: World, folder: Path, **parallel: Any) -> tuple[subprocess.Popen[str], Path]:
-    """A long run that saves all the time, once it has committed a checkpoint."""
+    """A long run that saves all the time, once this start of it has committed a checkpoint."""
     fields = recipe_fields(
         world,
         iterations=100_000,
@@ -37,9 +39,11 @@ def run_until(world: World, folder: Path, **parallel: Any) -> tuple[subprocess.P
         parallel={"backend": "fsdp", "processes": 2, **parallel},
     )
     recipe = write_recipe(folder, fields)
+    root = folder / "run" / "checkpoints"
+    before = committed(root)[-1:]
     process = start(["distill", str(recipe), "--resume"])
     deadline = time.monotonic() + _PATIENCE
-    while len(committed(folder / "run" / "checkpoints")) < 2:
+    while committed(root)[-1:] == before:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -22,17 +22,24 @@ def _eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
 
 
+def new_run(folder: Path) -> Path:
+    """A run that has saved nothing."""
+    folder.mkdir()
+    write(folder / "recipe.yaml", DISTILL)
+    return folder
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """Checkpoints 2 and 4, and 6 and 8 of a run that went on from 4."""
-    write(tmp_path / "run" / "recipe.yaml", DISTILL)
-    root = tmp_path / "run" / "checkpoints"
+    run = new_run(tmp_path / "run")
+    root = run / "checkpoints"
     for step in (2, 4, 9):
         save(root, step, score=SCORES.get(step))
     commit.set_aside(root, 4)
     for step in (6, 8):
         save(root, step, score=SCORES[step])
-    return tmp_path / "run"
+    return run
 
 
 def steps(run: Path) -> list[int]:
@@ -135,5 +142,5 @@ def test_nothing_to_look_at(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
     """Not a run, and a run that has saved nothing yet."""
     folder = tmp_path / "run"
     assert refused(capsys, "checkpoint", part, folder).startswith(f"{folder}: recipe.yaml: missing")
-    write(folder / "recipe.yaml", DISTILL)
+    new_run(folder)
     assert refused(capsys, "checkpoint", part, folder) == f"{folder}: checkpoints/: none yet"

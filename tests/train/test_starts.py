@@ -1,0 +1,236 @@
+"""Where a run may start: at an earlier step, with another run's state, or with its weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stack.checkpoint import commit, read
+from stack.cli import main
+from stack.config.load import load_recipe
+from stack.fdistill.algorithm import FDistill
+from stack.train.build_distill import build_distill
+from tests.cli.refusal import refused
+from tests.pipeline import (
+    World,
+    copy,
+    metrics_of,
+    recipe_fields,
+    same_tensors,
+    state_of,
+    tree,
+    write_recipe,
+)
+
+
+def distill(folder: Path, fields: dict[str, Any], *arguments: str | Path) -> Path:
+    """A run in ``folder``, which must end well."""
+    recipe = write_recipe(folder, fields)
+    assert main(["distill", str(recipe), *map(str, arguments)]) == 0
+    return folder / "run"
+
+
+def assert_same_state(run: Path, expected: Path) -> None:
+    (tensors, state), (expected_tensors, expected_state) = state_of(run), state_of(expected)
+    assert same_tensors(tensors, expected_tensors) == []
+    assert state == expected_state
+
+
+def steps(run: Path) -> list[int]:
+    return [commit.step_of(folder) for folder in commit.committed(run / "checkpoints")]
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+# Going on from an earlier step.
+
+
+def test_a_resume_from_an_earlier_step(
+    tmp_path: Path, world: World, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ends as if nothing had been, and removes nothing."""
+    run = copy(finished, tmp_path / "run")
+    last = commit.step_folder(run / "checkpoints", 6)
+    before = tree(last)
+    distill(tmp_path, recipe_fields(world), "--resume", "--step", "4")
+    told = capsys.readouterr().out
+    [aside] = (run / "checkpoints").glob("before-*")
+    assert "after iteration 4" in told
+    assert f"later checkpoints are now in {aside}" in told
+    assert tree(aside / last.name) == before
+    assert steps(run) == [4, 6]
+    assert tree(last) != before, "it has been saved again"
+    assert_same_state(run, finished)
+    assert metrics_of(run) == metrics_of(finished)
+
+
+REFUSED_STEPS = [
+    (["--step", "4"], "command line: --step: 4: goes with --resume"),
+    (
+        ["--resume", "--step", "5"],
+        "{run}/checkpoints/step-0000005: no such checkpoint; there are steps 4, 6",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED_STEPS, ids=str)
+def test_steps_that_are_refused(
+    tmp_path: Path,
+    world: World,
+    finished: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+) -> None:
+    run = copy(finished, tmp_path / "run")
+    recipe, before = write_recipe(tmp_path, recipe_fields(world)), tree(run)
+    assert refused(capsys, "distill", recipe, *options) == message.format(run=run)
+    assert tree(run) == before
+
+
+def test_a_damaged_step_is_refused_and_nothing_put_aside(
+    tmp_path: Path, world: World, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copy(finished, tmp_path / "run")
+    (commit.step_folder(run / "checkpoints", 4) / "state.json").unlink()
+    recipe, before = write_recipe(tmp_path, recipe_fields(world)), tree(run)
+    told = refused(capsys, "distill", recipe, "--resume", "--step", "4")
+    assert "step-0000004: state.json is missing; there are steps 4, 6" in told
+    assert tree(run) == before
+
+
+# Forks.
+
+
+def test_a_fork_of_an_earlier_step_ends_as_the_run_did(
+    tmp_path: Path, world: World, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole state comes along; the old run is only read."""
+    before = tree(finished)
+    source = finished / "checkpoints" / "step-0000004"
+    run = distill(tmp_path, recipe_fields(world), "--fork", source)
+    told = capsys.readouterr().out
+    assert f"forking {source}\n" in told
+    assert " there, " not in told, "no field differs"
+    assert_same_state(run, finished)
+    assert list(metrics_of(run)) == [5, 6]
+    assert steps(run) == [6]
+    assert tree(finished) == before
+
+
+def test_a_fork_may_be_of_another_identity(
+    tmp_path: Path, world: World, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says what differs, goes on with counters and stream, and is a run of its own."""
+    before, new = tree(finished), tmp_path / "new"
+    recipe = write_recipe(tmp_path, recipe_fields(world))
+    changed = [f"out={new}", "iterations=8", "divergence=fkl", "guidance=3.0"]
+    assert main(["distill", str(recipe), "--fork", str(finished), *changed]) == 0
+    told = capsys.readouterr().out
+    assert f"forking {finished}/checkpoints/step-0000006\n" in told
+    differing = [line.strip() for line in told.splitlines() if " there, " in line]
+    assert differing == [
+        "divergence: 'jensen_shannon' there, 'forward_kl' here",
+        "guidance: 1.75 there, 3.0 here",
+    ]
+    _, state = state_of(new)
+    assert state["iteration"] == 8
+    assert state["task"] == {
+        "steps": {"student": 4, "fake": 8, "heads": 8},
+        "averages": {"ema_0.9": 4},
+    }
+    assert list(metrics_of(new)) == [7, 8]
+    assert tree(finished) == before
+    assert main(["distill", str(recipe), "--resume", *changed, "iterations=9"]) == 0
+    assert state_of(new)[1]["iteration"] == 9
+
+
+def test_a_fork_does_not_write_into_a_run(
+    tmp_path: Path, world: World, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copy(finished, tmp_path / "run")
+    recipe, before = write_recipe(tmp_path, recipe_fields(world)), tree(run)
+    assert "holds a run already" in refused(capsys, "distill", recipe, "--fork", run)
+    assert tree(run) == before
+
+
+@pytest.mark.parametrize("missing", ["run", "checkpoint"])
+def test_a_fork_of_what_is_not_there(
+    tmp_path: Path,
+    world: World,
+    finished: Path,
+    capsys: pytest.CaptureFixture[str],
+    missing: str,
+) -> None:
+    """One line, and the same command with the right name works."""
+    source = tmp_path / "gone"
+    source = source if missing == "run" else finished / "checkpoints" / "step-0000005"
+    recipe = write_recipe(tmp_path, recipe_fields(world))
+    told = refused(capsys, "distill", recipe, "--fork", source)
+    assert told.startswith(f"command line: --fork: {source}: ")
+    assert main(["distill", str(recipe), "--fork", str(finished), "iterations=7"]) == 0
+
+
+class PowerCutError(Exception):
+    """Ends a run with nothing saved."""
+
+
+def test_a_fork_that_was_cut_short_before_its_first_checkpoint_goes_on_as_a_fork(
+    tmp_path: Path, world: World, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = str(write_recipe(tmp_path, recipe_fields(world)))
+    command = ["distill", recipe, "--fork", str(finished / "checkpoints" / "step-0000004")]
+
+    def cut(*_: Any) -> None:
+        raise PowerCutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FDistill, "iteration", cut)
+        with pytest.raises(PowerCutError):
+            main(command)
+    assert main([*command, "--resume"]) == 0
+    assert_same_state(tmp_path / "run", finished)
+
+
+# Warm starts.
+
+
+@pytest.mark.parametrize("part", ["", "checkpoints/step-0000004"])
+def test_a_warm_start_takes_the_weights_over(
+    tmp_path: Path, world: World, finished: Path, part: str
+) -> None:
+    """Of all trained networks, and no more: moments, counters and averages begin anew."""
+    fields = recipe_fields(world, divergence="fkl", init_from=str(finished / part))
+    task = build_distill(load_recipe(write_recipe(tmp_path, fields))).task
+    cold = {name: value.clone() for name, value in task.tensors().items()}
+    task.begin()
+    found = task.tensors()
+    folder = finished / (part or "checkpoints/step-0000006")
+    stored = read.read_tensors(folder, "")
+    weights = {
+        name
+        for name in found
+        if name.startswith(("student.", "fake.", "heads.")) and ".optimizer." not in name
+    }
+    assert {name.split(".")[0] for name in weights} == {"student", "fake", "heads"}
+    assert [name for name in weights if not torch.equal(found[name], stored[name])] == []
+    moved = {name.split(".")[0] for name in weights if not torch.equal(found[name], cold[name])}
+    assert moved == {"student", "fake", "heads"}
+    moments = [value for name, value in found.items() if ".optimizer." in name]
+    assert moments
+    assert not any(value.any() for value in moments)
+    averages = [name for name in found if name.startswith("ema_0.9.")]
+    assert averages
+    for name in averages:
+        assert torch.equal(found[name], stored["student." + name.removeprefix("ema_0.9.")]), name
+    assert any(not torch.equal(found[name], stored[name]) for name in averages)
+    assert task.counters() == {
+        "steps": {"student": 0, "fake": 0, "heads": 0},
+        "averages": {"ema_0.9": 0},
+    }
