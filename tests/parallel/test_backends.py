@@ -158,3 +158,22 @@ def test_a_student_is_exported_from_any(sharded: Path, tmp_path: Path) -> None:
         assert torch.equal(value.flatten(), stored.flatten())
         assert not torch.equal(value, trained[name])
         assert (value - trained[name]).abs().max() < 0.05
+
+
+def test_bfloat16_survives_freezing_and_two_losses(world: World, tmp_path: Path) -> None:
+    """The heads' loss reaches the fake score too, which is frozen in between, and computed twice:
+    the critics' losses stay near those of one process with bfloat16 autocast. (The student's score
+    gap is a difference of near-equal numbers, in which roundings do not stay small.)"""
+    changed = {"precision": "bf16", "student_every": 1}
+    changed["gan"] = {"weight": 0.01, "resolutions": [8, 4], "width": 8, "features": "fake_joint"}
+    runs = {}
+    for backend in ("none", "fsdp", "zero2", "zero3"):
+        parallel = {"backend": backend, "activation_checkpointing": backend != "none"}
+        parallel["processes"] = 1 if backend == "none" else 2
+        fields = recipe_fields(world, parallel=parallel, **changed)
+        done = run_stack("distill", str(write_recipe(tmp_path / backend, fields)))
+        assert done.returncode == 0, done.stderr
+        runs[backend] = figures(tmp_path / backend / "run", "loss/fake", "loss/disc")
+    for backend, rows in runs.items():
+        for step, row in rows.items():
+            assert row == pytest.approx(runs["none"][step], rel=0.03), (backend, step)
