@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
 _BUCKET = 50_000_000
 """Elements communicated at once: 200 MB in float32."""
@@ -32,6 +34,27 @@ def deepspeed() -> Any:
     # On CPUs it would compile collectives of its own, with g++ and ninja.
     library.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return library
+
+
+def build(module: nn.Module, optimizer: Optimizer, config: dict[str, Any]) -> Any:
+    """The engine of a network; torch.distributed has been initialized."""
+    library = deepspeed()
+    from deepspeed.runtime.engine import ZERO_OPTIMIZATION, DeepSpeedEngine
+
+    class Engine(DeepSpeedEngine):
+        def _do_optimizer_sanity_check(self, basic_optimizer: Optimizer) -> str:
+            """ZeRO in every case. Stage 1 with bfloat16 would be another implementation, which
+            all-reduces whole gradients."""
+            return ZERO_OPTIMIZATION
+
+    library.init_distributed(dist_init_required=False)
+    return Engine(
+        args=None,
+        model=module,
+        optimizer=optimizer,
+        config=config,
+        config_class=library.DeepSpeedConfig(config),
+    )
 
 
 def config(stage: int, size: int, *, bf16: bool, offload: bool) -> dict[str, Any]:
@@ -54,10 +77,12 @@ def config(stage: int, size: int, *, bf16: bool, offload: bool) -> dict[str, Any
     return {
         "train_micro_batch_size_per_gpu": 1,
         "managed_gradient_accumulation": False,
+        # Clipping is not the engine's; not said, it would be to 1.
+        "gradient_clipping": 0.0,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": zero,
-        "bf16": {"enabled": bf16},
+        "bf16": {"enabled": bf16, "check_grad_overflow": False},
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
         "steps_per_print": None,

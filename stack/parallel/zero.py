@@ -60,18 +60,15 @@ class ZeroWeights(LocalWeights):
         offload: bool = False,
     ) -> None:
         super().__init__(name, module, optimizer, lr_at=lr_at, max_norm=max_norm)
-        self.ranks, self.stage = ranks, stage
+        self.ranks, self.stage, self.offload = ranks, stage, offload
         make_dense(module)
         self.names: dict[Any, str] = {
             parameter: key for key, parameter in module.named_parameters()
         }
         size = sum(parameter.numel() for parameter in module.parameters())
-        self.engine, *_ = engine.deepspeed().initialize(
-            model=module,
-            optimizer=optimizer,
-            config=engine.config(stage, size, bf16=bf16, offload=offload),
-            dist_init_required=False,
-        )
+        exact = {n: p.detach().clone() for n, p in module.named_parameters()} if bf16 else {}
+        config = engine.config(stage, size, bf16=bf16, offload=offload)
+        self.engine = engine.build(module, optimizer, config)
         # Our checkpoints hold data only, no scripts.
         self.engine._copy_recovery_script = lambda folder: None
         self.zero = self.engine.optimizer
@@ -80,6 +77,21 @@ class ZeroWeights(LocalWeights):
             # Ranks would compare notes on the order of submodules at every start of a forward,
             # to prefetch; but our forwards differ from call to call, and it would never settle.
             self.zero.parameter_offload.fwd_pre_hook.remove()
+        for flat in self._flats():
+            self._moments(flat)  # A checkpoint before the first step holds them too.
+        if stage < 3:
+            self.zero._lazy_init_hp_params_optimizer_state()
+        if bf16:
+            # DeepSpeed takes the float32 weights from those that it has rounded.
+            for key, piece in self.pieces().items():
+                parameter, start = key.rsplit("@", 1)
+                piece.copy_(exact[parameter].flatten()[int(start) :][: len(piece)])
+
+    def _flats(self) -> list[Any]:
+        """This rank's float32 weights as the optimizer sees them."""
+        if self.stage == 3:
+            return self.zero.fp32_partitioned_groups_flat
+        return self.zero.single_partition_of_fp32_groups
 
     def backward(self, loss: Tensor) -> None:
         """Add the loss's gradient; collective from stage 2 on."""
@@ -110,7 +122,7 @@ class ZeroWeights(LocalWeights):
         self.zero.set_gradient_accumulation_boundary(False)
         square = nn.utils.get_total_norm(self._gradients()).float().square()
         self._norm = (self.ranks.all_reduce_mean(square) * self.ranks.world_size).sqrt()
-        return self._norm
+        return self._norm.to(self.engine.device)
 
     def step(self) -> None:
         """Clip, step the optimizer and clear the gradient."""
@@ -127,12 +139,21 @@ class ZeroWeights(LocalWeights):
         """Clear the gradient without a step."""
         self.zero.averaged_gradients.clear()
         self.zero.zero_grad()
+        # Else a parameter without gradient in the next backward would keep this one.
         if self.stage == 3:
-            # Else a parameter without gradient in the next backward would keep this one.
             self.zero.grad_partitions_flat_buffer.zero_()
+        if self.offload:
+            for flat in self._flats():
+                flat.grad.zero_()
+            self.zero.reset_cpu_buffers()
+            if self.stage < 3:
+                self.zero.micro_step_id = -1
+                self.zero._offload_accumulated_param_ids.clear()
 
     def _gradients(self) -> list[Tensor]:
         """This rank's part of the complete gradient."""
+        if self.offload:
+            return [flat.grad for flat in self._flats()]
         return list(chain.from_iterable(self.zero.averaged_gradients.values()))
 
     def pieces(self) -> dict[str, Tensor]:
@@ -149,8 +170,7 @@ class ZeroWeights(LocalWeights):
                 yield parameter, start, mapping.get_hp_fragment().detach()
 
     def _pieces_stage3(self) -> Iterator[tuple[nn.Parameter, int, Tensor]]:
-        flats = self.zero.fp32_partitioned_groups_flat
-        for group, flat in zip(self.zero.fp16_groups, flats, strict=True):
+        for group, flat in zip(self.zero.fp16_groups, self._flats(), strict=True):
             parts = flat.detach().split([p.partition_numel() for p in group])
             for parameter, part in zip(group, parts, strict=True):
                 start = self.ranks.rank * part.numel()
@@ -164,8 +184,8 @@ class ZeroWeights(LocalWeights):
             self.zero.update_lp_params()
             return
         self.zero.empty_partition_cache()
-        flats = self.zero.fp16_partitioned_groups_flat, self.zero.fp32_partitioned_groups_flat
-        for forward, master in zip(*flats, strict=True):
+        forwards = self.zero.fp16_partitioned_groups_flat
+        for forward, master in zip(forwards, self._flats(), strict=True):
             forward.detach().copy_(master.detach())
 
     @torch.no_grad()

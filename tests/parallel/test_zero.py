@@ -1,0 +1,91 @@
+"""Networks behind DeepSpeed engines, under the real algorithm: the same training as one process
+without them, a discard without a trace, and files that load on any number of ranks."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from stack.parallel.launch import launch
+from tests.parallel.zero_ranks import CASES, STEPS, plain
+
+pytestmark = pytest.mark.slow
+
+STAGES = [1, 2, 3]
+
+
+def run(processes: int, stage: int, folder: Path, *tasks: str) -> None:
+    """Tasks of zero_ranks.py on real processes."""
+    command = [sys.executable, "-m", "tests.parallel.zero_ranks", str(stage), str(folder), *tasks]
+    assert launch(processes, command) == 0
+
+
+@pytest.fixture(scope="module", params=STAGES, ids="stage {}".format)
+def done(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[int, Path]:
+    """The stage, and the folder in which two ranks have done everything."""
+    stage, folder = request.param, tmp_path_factory.mktemp("zero")
+    run(2, stage, folder, "train", "discard", "refresh", "sharding", "save")
+    run(2, stage, folder, "train:bf16", "discard:bf16", "refresh:bf16", "save:bf16")
+    run(2, stage, folder, "train:offload", "discard:offload")
+    return stage, folder
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float) -> None:
+    """To a tolerance relative to the largest value."""
+    difference = (found - expected).abs().max() / expected.abs().max().clamp(min=1e-12)
+    assert difference < tolerance, float(difference)
+
+
+@pytest.mark.parametrize("source", [source for source, _ in CASES])
+def test_training_is_that_of_one_process(done: tuple[int, Path], source: str) -> None:
+    """With frozen critics, clipping, micro-batches and, with fake_joint, gradients of two losses
+    of two networks in one network."""
+    rows, weights = torch.load(done[1] / f"{source}.pt")
+    expected_rows, expected_weights = plain(source)
+    assert len(rows) == STEPS
+    for row, expected in zip(rows, expected_rows, strict=True):
+        assert row.keys() == expected.keys()
+        for key, value in row.items():
+            close(value, expected[key].detach(), 1e-5)
+    for name, parameters in expected_weights.items():
+        assert weights[name].keys() == parameters.keys()
+        for key, value in weights[name].items():
+            close(value, parameters[key], 1e-5)
+
+
+def test_offloaded_training_is_the_same(done: tuple[int, Path]) -> None:
+    """Clipping included, of gradients that DeepSpeed keeps elsewhere then."""
+    source = CASES[1][0]
+    (rows, weights), (other_rows, other_weights) = (
+        torch.load(done[1] / f"{name}.pt") for name in (source, f"{source}offload")
+    )
+    for row, other in zip(rows, other_rows, strict=True):
+        for key, value in row.items():
+            close(other[key], value, 1e-5)
+    for name, parameters in weights.items():
+        for key, value in parameters.items():
+            close(other_weights[name][key], value, 1e-5)
+
+
+def test_bfloat16_keeps_float32_weights(done: tuple[int, Path]) -> None:
+    """Not rounded at the start, and steps that bfloat16 cannot hold add up: rounding would move
+    weights by up to 1e-3."""
+    source = CASES[1][0]
+    _, weights = torch.load(done[1] / f"{source}bf16.pt")
+    _, expected = plain(source)
+    for name, parameters in expected.items():
+        for key, value in parameters.items():
+            assert weights[name][key].dtype == torch.float32
+            assert (weights[name][key] - value).abs().max() < 3e-4, f"{name}.{key}"
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+def test_another_number_of_ranks_loads_the_files(done: tuple[int, Path], processes: int) -> None:
+    """Weights, moments and step counters bit for bit; the folder is as it was."""
+    run(processes, done[0], done[1], *(("load", "load:bf16") if processes == 1 else ("load",)))
