@@ -23,7 +23,8 @@ from PIL import Image
 from data_prep.captions import captions
 from data_prep.latents import latents
 from data_prep.shards import ShardFolder, Tally
-from stack.checkpoint import read, verify
+from stack.checkpoint import commit, read, verify
+from stack.cli import main
 from stack.nets.ema import EMA
 from stack.nets.sd15 import SDDenoiser
 from stack.nets.vae import Autoencoder
@@ -218,3 +219,34 @@ def start(arguments: Sequence[str | Path], **options: Any) -> subprocess.Popen[s
         stderr=subprocess.PIPE,
         **options,
     )
+
+
+def run_stack(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a process of its own, to its end."""
+    process = start(arguments)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def finish(folder: Path, fields: dict[str, Any], *arguments: str | Path) -> Path:
+    """A run in ``folder``, which must end well."""
+    recipe = write_recipe(folder, fields)
+    assert main(["distill", str(recipe), *map(str, arguments)]) == 0
+    return folder / "run"
+
+
+def assert_same_state(run: Path, expected: Path) -> None:
+    """The newest checkpoints hold the same, bit for bit."""
+    (tensors, state), (expected_tensors, expected_state) = state_of(run), state_of(expected)
+    assert same_tensors(tensors, expected_tensors) == []
+    assert state == expected_state
+
+
+def saved_steps(run: Path) -> list[int]:
+    """Steps of the committed checkpoints, in order."""
+    return [commit.step_of(folder) for folder in commit.committed(run / "checkpoints")]
+
+
+def logged_rows(run: Path) -> list[dict[str, Any]]:
+    """Every line of metrics.jsonl, events too."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -78,13 +78,16 @@ class Ranks:
         return values
 
     def by_first(self, action: Callable[[], None]) -> None:
-        """Let the first rank act while the others wait; its UserError is everyone's."""
+        """Let the first rank act while the others wait; what its disk or its UserError says is
+        everyone's UserError."""
         error = None
         if self.first:
             try:
                 action()
             except UserError as caught:
                 error = str(caught)
+            except OSError as caught:
+                error = f"{caught.filename or 'disk'}: {caught.strerror or caught}"
         error = self.gather(error)[0]
         if error:
             raise UserError(error)

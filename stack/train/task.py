@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from math import nan
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,8 +39,9 @@ class Task(ABC):
         """Write a picture of the present state into ``folder``, by the first rank."""
 
     def evaluate(self) -> float:
-        """A quick measure of the present state, better if lower; the same on all ranks."""
-        raise NotImplementedError
+        """A quick measure of the present state, better if lower, the same on all ranks; nan, which
+        never counts as best, where a task has none."""
+        return nan
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,28 +12,13 @@ import torch
 from torch import Tensor
 
 from stack.checkpoint import commit, read, verify
-from stack.checkpoint.commit import Contents, Keep
+from stack.checkpoint.commit import Keep
 from stack.util.errors import UserError
 from stack.util.files import sha256_file
 from tests.checkpoint.samples import flip, names, save
 from tests.pipeline import tree
 
 TIMEOUT = 30
-
-
-class Gate:
-    """Holds saves back until it is opened, and notes what they were given and where they ran."""
-
-    def __init__(self, original: Callable[..., Path]) -> None:
-        self.original, self.opened = original, threading.Event()
-        self.given: list[Contents] = []
-        self.threads: list[threading.Thread] = []
-
-    def save(self, root: Path, step: int, contents: Contents, **options: Any) -> Path:
-        self.given.append(contents)
-        self.threads.append(threading.current_thread())
-        assert self.opened.wait(TIMEOUT)
-        return self.original(root, step, contents, **options)
 
 
 def test_the_best_outlives_later_saves(tmp_path: Path) -> None:

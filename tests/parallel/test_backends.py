@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from tests.pipeline import (
     World,
     metrics_of,
     recipe_fields,
+    run_stack,
     same_tensors,
-    start,
     state_of,
     write_recipe,
 )
@@ -43,13 +42,6 @@ BACKENDS: dict[str, dict[str, Any]] = {
     "zero3": {"backend": "zero3", "processes": 2},
     "zero3, four, micro-batches": {"backend": "zero3", "processes": 4, "accumulation": 2},
 }
-
-
-def run_stack(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line to its end."""
-    process = start(arguments)
-    out, err = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
 def train(world: World, folder: Path, **changed: Any) -> Path:

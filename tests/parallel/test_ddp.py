@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from stack.parallel.collectives import ALONE, ranks_of
 from stack.parallel.launch import launch
 from stack.util.errors import UserError
-from tests.pipeline import World, metrics_of, recipe_fields, start, state_of, write_recipe
+from tests.pipeline import World, metrics_of, recipe_fields, run_stack, state_of, write_recipe
 
 
 def test_alone_every_collective_returns_its_argument() -> None:
@@ -29,13 +28,6 @@ def test_one_process_for_several_ranks_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"parallel\.backend: none .* started 2"), ranks_of("none"):
         pass
-
-
-def run_stack(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line to its end."""
-    process = start(arguments)
-    out, err = process.communicate()
-    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
 _REPORT = (

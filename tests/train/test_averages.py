@@ -18,36 +18,16 @@ from stack.train import build_sd
 from tests.cli.refusal import refused
 from tests.pipeline import (
     World,
+    assert_same_state,
     copy,
+    finish,
+    logged_rows,
     recipe_fields,
     same_tensors,
+    saved_steps,
     state_of,
     write_recipe,
 )
-
-
-def distill(folder: Path, fields: dict[str, Any], *arguments: str | Path) -> Path:
-    """A run in ``folder``, which must end well."""
-    recipe = write_recipe(folder, fields)
-    assert main(["distill", str(recipe), *map(str, arguments)]) == 0
-    return folder / "run"
-
-
-def assert_same_state(run: Path, expected: Path) -> None:
-    (tensors, state), (expected_tensors, expected_state) = state_of(run), state_of(expected)
-    assert same_tensors(tensors, expected_tensors) == []
-    assert state == expected_state
-
-
-def steps(run: Path) -> list[int]:
-    return [commit.step_of(folder) for folder in commit.committed(run / "checkpoints")]
-
-
-def rows(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-# Going on from an earlier step.
 
 
 def test_a_warm_start_that_does_not_fit(
@@ -75,10 +55,10 @@ def test_a_resume_does_not_need_where_the_run_started_from(
 ) -> None:
     source = copy(finished, tmp_path / "source")
     fields = recipe_fields(world, init_from=str(source))
-    whole = distill(tmp_path / "whole", fields, "iterations=4")
-    distill(tmp_path, fields, "iterations=2")
+    whole = finish(tmp_path / "whole", fields, "iterations=4")
+    finish(tmp_path, fields, "iterations=2")
     shutil.rmtree(source)
-    run = distill(tmp_path, fields, "--resume", "iterations=4")
+    run = finish(tmp_path, fields, "--resume", "iterations=4")
     assert_same_state(run, whole)
 
 
@@ -98,14 +78,14 @@ def test_the_best_checkpoint_stays(
     monkeypatch.setattr(build_sd, "quick_measure", scripted(iter(scores)))
     fields = recipe_fields(world, evaluation={"quick_every": 1})
     fields["checkpoint"] = {"every": 6, "keep_last": 2, "keep_best": 1}
-    run = distill(tmp_path, fields)
-    assert steps(run) == [2, 5, 6]
+    run = finish(tmp_path, fields)
+    assert saved_steps(run) == [2, 5, 6]
     for step in (2, 5, 6):
         assert (
             commit.mark(commit.step_folder(run / "checkpoints", step))["score"]
             == (scores[step - 1])
         )
-    found = [row for row in rows(run) if "quick/frechet_distance" in row]
+    found = [row for row in logged_rows(run) if "quick/frechet_distance" in row]
     assert [(row["step"], row["quick/frechet_distance"]) for row in found] == list(
         enumerate(scores, 1)
     )
@@ -114,8 +94,8 @@ def test_the_best_checkpoint_stays(
 def test_the_quick_evaluation_leaves_no_trace(tmp_path: Path, world: World, finished: Path) -> None:
     """The judge is trained on the data, once for all runs of a folder."""
     fields = recipe_fields(world, evaluation={"quick_every": 3, "quick_samples": 20, "batch": 8})
-    run = distill(tmp_path, fields)
-    found = [row for row in rows(run) if "quick/frechet_distance" in row]
+    run = finish(tmp_path, fields)
+    found = [row for row in logged_rows(run) if "quick/frechet_distance" in row]
     assert [row["step"] for row in found] == [3, 6]
     assert all(row["quick/frechet_distance"] > 0 for row in found)
     assert (tmp_path / "judge.safetensors").is_file()
@@ -134,7 +114,7 @@ def test_the_quick_evaluation_leaves_no_trace(tmp_path: Path, world: World, fini
 @pytest.fixture(scope="module")
 def two_averages(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     fields = recipe_fields(world, ema_also=[0.3], student_every=1)
-    return distill(tmp_path_factory.mktemp("averages"), fields)
+    return finish(tmp_path_factory.mktemp("averages"), fields)
 
 
 EXPORTS = [
@@ -178,7 +158,7 @@ def test_export_of_an_average_that_the_run_does_not_have(
 
 def test_provenance_has_a_line_for_each_start(tmp_path: Path, world: World, finished: Path) -> None:
     copy(finished, tmp_path / "run")
-    run = distill(tmp_path, recipe_fields(world, iterations=7), "--resume")
+    run = finish(tmp_path, recipe_fields(world, iterations=7), "--resume")
     text = (run / "provenance.jsonl").read_text()
     assert text.startswith((finished / "provenance.jsonl").read_text())
     lines = [json.loads(line) for line in text.splitlines()]

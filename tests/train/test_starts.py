@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +16,16 @@ from stack.train.build_distill import build_distill
 from tests.cli.refusal import refused
 from tests.pipeline import (
     World,
+    assert_same_state,
     copy,
+    finish,
     metrics_of,
     recipe_fields,
-    same_tensors,
+    saved_steps,
     state_of,
     tree,
     write_recipe,
 )
-
-
-def distill(folder: Path, fields: dict[str, Any], *arguments: str | Path) -> Path:
-    """A run in ``folder``, which must end well."""
-    recipe = write_recipe(folder, fields)
-    assert main(["distill", str(recipe), *map(str, arguments)]) == 0
-    return folder / "run"
-
-
-def assert_same_state(run: Path, expected: Path) -> None:
-    (tensors, state), (expected_tensors, expected_state) = state_of(run), state_of(expected)
-    assert same_tensors(tensors, expected_tensors) == []
-    assert state == expected_state
-
-
-def steps(run: Path) -> list[int]:
-    return [commit.step_of(folder) for folder in commit.committed(run / "checkpoints")]
-
-
-def rows(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
 
 # Going on from an earlier step.
 
@@ -58,13 +37,13 @@ def test_a_resume_from_an_earlier_step(
     run = copy(finished, tmp_path / "run")
     last = commit.step_folder(run / "checkpoints", 6)
     before = tree(last)
-    distill(tmp_path, recipe_fields(world), "--resume", "--step", "4")
+    finish(tmp_path, recipe_fields(world), "--resume", "--step", "4")
     told = capsys.readouterr().out
     [aside] = (run / "checkpoints").glob("before-*")
     assert "after iteration 4" in told
     assert f"later checkpoints are now in {aside}" in told
     assert tree(aside / last.name) == before
-    assert steps(run) == [4, 6]
+    assert saved_steps(run) == [4, 6]
     assert tree(last) != before, "it has been saved again"
     assert_same_state(run, finished)
     assert metrics_of(run) == metrics_of(finished)
@@ -114,13 +93,13 @@ def test_a_fork_of_an_earlier_step_ends_as_the_run_did(
     """The whole state comes along; the old run is only read."""
     before = tree(finished)
     source = finished / "checkpoints" / "step-0000004"
-    run = distill(tmp_path, recipe_fields(world), "--fork", source)
+    run = finish(tmp_path, recipe_fields(world), "--fork", source)
     told = capsys.readouterr().out
     assert f"forking {source}\n" in told
     assert " there, " not in told, "no field differs"
     assert_same_state(run, finished)
     assert list(metrics_of(run)) == [5, 6]
-    assert steps(run) == [6]
+    assert saved_steps(run) == [6]
     assert tree(finished) == before
 
 
