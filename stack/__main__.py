@@ -2,6 +2,7 @@
 
 import sys
 
+import stack.util.clock  # noqa: F401  # First: it notes when.
 from stack.cli import main
 
 if __name__ == "__main__":

@@ -9,14 +9,9 @@ import sys
 from collections.abc import Sequence
 
 from stack.arguments import VERBS
+from stack.util import exits
 from stack.util.errors import PeerLostError, UserError
 from stack.util.quiet import quiet_libraries
-
-EXIT_USER_ERROR = 2
-EXIT_PEER_LOST = 75
-"""Another rank is gone or silent: nothing to mend here, start again with --resume (EX_TEMPFAIL)."""
-EXIT_INTERRUPTED = 130
-"""Ctrl-C where there was nothing to save; what a shell reports for SIGINT."""
 
 _DENIED = (errno.EACCES, errno.EDQUOT, errno.EISDIR, errno.ENOSPC, errno.EPERM, errno.EROFS)
 """What the user's disk or folders refuse; any other OSError is a bug."""
@@ -57,14 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(_with_file(str(error), args))
     except PeerLostError as error:
         _fail(str(error))
-        return EXIT_PEER_LOST
+        return exits.PEER_LOST
     except OSError as error:
         if error.errno not in _DENIED:
             raise
         return _fail(f"{error.filename or 'disk'}: {error.strerror}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return exits.INTERRUPTED
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -89,4 +84,4 @@ def _with_file(message: str, args: argparse.Namespace) -> str:
 
 def _fail(message: str) -> int:
     print("error:", " ".join(message.splitlines()), file=sys.stderr)
-    return EXIT_USER_ERROR
+    return exits.USER_ERROR

@@ -23,7 +23,7 @@ from PIL import Image
 from data_prep.captions import captions
 from data_prep.latents import latents
 from data_prep.shards import ShardFolder, Tally
-from stack.checkpoint import commit, read, verify
+from stack.checkpoint import folders, read, verify
 from stack.cli import main
 from stack.nets.ema import EMA
 from stack.nets.sd15 import SDDenoiser
@@ -179,14 +179,14 @@ def same_tensors(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -
     ]
 
 
-_CLOCK = ("time", "images_per_second", "data_wait", "save_wait")
+_CLOCK = ("time", "images_per_second", "data_wait", "save_wait", "memory/", "ranks/")
 
 
 def metrics_of(run: Path) -> dict[int, dict[str, float]]:
-    """The last row of every logged step, without the clock."""
+    """The last row of every logged step, without clock and memory."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {
-        row["step"]: {name: value for name, value in row.items() if name not in _CLOCK}
+        row["step"]: {name: value for name, value in row.items() if not name.startswith(_CLOCK)}
         for row in rows
         if "event" not in row
     }
@@ -244,7 +244,7 @@ def assert_same_state(run: Path, expected: Path) -> None:
 
 def saved_steps(run: Path) -> list[int]:
     """Steps of the committed checkpoints, in order."""
-    return [commit.step_of(folder) for folder in commit.committed(run / "checkpoints")]
+    return [folders.step_of(folder) for folder in folders.committed(run / "checkpoints")]
 
 
 def logged_rows(run: Path) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from stack.arguments.cluster import add_doctor, add_fetch, add_job, add_status
 from stack.arguments.runs import add_checkpoint, add_evaluate, add_export, add_report, add_sample
 from stack.arguments.tools import add_bench, add_show_config
 from stack.arguments.training import add_distill, add_pretrain
@@ -54,6 +55,30 @@ VERBS: dict[str, tuple[str, str, Add]] = {
         "ls: steps, sizes, scores; verify: every file against its SHA-256; prune: remove what the "
         "given --keep-* do not ask for.",
         add_checkpoint,
+    ),
+    "status": (
+        "how runs are doing",
+        "State, step, rate, time left, last checkpoint, restarts with their reasons, goodput and "
+        "health of a run, or a line each of several; from their folders alone.",
+        add_status,
+    ),
+    "doctor": (
+        "look for what would spoil a run, before it starts",
+        "Check machines, packages, attention, links between ranks, shards, disk space, teacher and "
+        "layout of a recipe, on this machine or as a job on all nodes; the bad node is named. "
+        "Status 1 if something failed.",
+        add_doctor,
+    ),
+    "fetch": (
+        "bring what a recipe needs from the hub, for jobs without a network",
+        "Download the teacher at its pinned commit into HF_HOME and check every file.",
+        add_fetch,
+    ),
+    "job": (
+        "bookkeeping of slurm/*.sbatch",
+        "Notes in RUN/jobs.jsonl when a Slurm job begins and how it ended, and decides whether it "
+        "goes back into the queue.",
+        add_job,
     ),
     "bench": (
         "how fast the parts of training are on this machine",

@@ -90,26 +90,22 @@ def add_checkpoint(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespac
     prune = parts.add_parser(
         "prune",
         help="remove older ones",
-        description="Remove checkpoints that none of the options asks to keep, and what resumes "
-        "from an earlier step have put aside.",
+        description="Remove checkpoints that none of the options asks to keep (where one is not "
+        "given, the recipe's checkpoint section is), and what resumes from an earlier step have "
+        "put aside.",
     )
     run_verb(prune)
-    prune.add_argument(
-        "--keep-last", type=positive, default=2, help="newest ones that stay (%(default)s)"
-    )
-    prune.add_argument(
-        "--keep-every", type=positive, default=0, metavar="STEPS", help="multiples that stay"
-    )
-    prune.add_argument(
-        "--keep-best", type=positive, default=1, help="best scores that stay (%(default)s)"
-    )
+    prune.add_argument("--keep-last", type=positive, metavar="N", help="newest ones that stay")
+    prune.add_argument("--keep-every", type=positive, metavar="STEPS", help="multiples that stay")
+    prune.add_argument("--keep-best", type=positive, metavar="N", help="best scores that stay")
     prune.add_argument("--dry-run", action="store_true", help="say what would go, remove nothing")
 
     def run(args: argparse.Namespace) -> int:
         from stack.verbs import checkpoint
 
         if args.part == "prune":
-            keep = {"last": args.keep_last, "every": args.keep_every, "best": args.keep_best}
+            asked = {"last": args.keep_last, "every": args.keep_every, "best": args.keep_best}
+            keep = {name: count for name, count in asked.items() if count}
             checkpoint.prune(args.run, keep=keep, dry_run=args.dry_run)
             return 0
         work = {"ls": checkpoint.list_all, "verify": checkpoint.verify_all}[args.part]

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from stack.arguments.common import OVERRIDES, load, on_ranks, positive
+from stack.util import exits
 from stack.util.errors import UserError
-
-EXIT_STOPPED = 85
-"""A signal asked the run to stop; its state is saved and --resume goes on."""
 
 
 def add_pretrain(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
@@ -86,4 +84,4 @@ def _stopped(reason: str | None) -> int:
     if reason is None:
         return 0
     print(f"stopped by {reason} with the state saved; --resume goes on", file=sys.stderr)
-    return EXIT_STOPPED
+    return exits.STOPPED

@@ -10,6 +10,7 @@ A folder named step-* was complete when it was renamed; whether it still is, ver
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import uuid
@@ -25,10 +26,12 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
+from stack.checkpoint.folders import COMMIT, committed, mark, step_folder, step_of, trash
 from stack.util.errors import UserError
-from stack.util.files import fsync, read_json, sha256_file, write_atomic, write_json
+from stack.util.files import disk_errors, fsync, sha256_file, write_atomic, write_json
 
-COMMIT = "COMMIT.json"
+logger = logging.getLogger(__name__)
+
 
 Listing = dict[str, dict[str, Any]]
 """Size and SHA-256 of files, by path in the folder."""
@@ -44,6 +47,21 @@ class Peers(Protocol):
     @property
     def group(self) -> dist.ProcessGroup | None: ...
     def gather(self, value: Any) -> list[Any]: ...
+
+
+@dataclass(frozen=True)
+class _Alone:
+    """One process, as its own peer."""
+
+    rank: int = 0
+    world_size: int = 1
+    group: dist.ProcessGroup | None = None
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+
+ALONE = _Alone()
 
 
 @dataclass(frozen=True)
@@ -80,11 +98,6 @@ class Keep:
     best: int = 0
 
 
-def step_folder(root: Path, step: int) -> Path:
-    """Folder of the checkpoint after ``step`` iterations."""
-    return root / f"step-{step:07d}"
-
-
 def save(root: Path, step: int, contents: Contents, *, peers: Peers, keep: Keep) -> Path:
     """Write and commit a checkpoint, then remove older ones; all ranks call it together.
 
@@ -118,10 +131,19 @@ def save(root: Path, step: int, contents: Contents, *, peers: Peers, keep: Keep)
             raise UserError(text) from error
         raise
     if peers.rank == 0:
-        fsync(root)
-        for old in superfluous([path for path in committed(root) if path <= final], keep):
-            trash(old)
+        _drop([path for path in committed(root) if path <= final], keep)
     return final
+
+
+def _drop(folders: list[Path], keep: Keep) -> None:
+    """Remove those that need not be kept. What cannot be removed does no harm: the next start
+    sweeps it."""
+    try:
+        fsync(folders[-1].parent)
+        for old in superfluous(folders, keep):
+            trash(old)
+    except OSError as error:
+        logger.warning("%s: not removed (%s)", error.filename, error.strerror)
 
 
 def superfluous(folders: list[Path], keep: Keep) -> list[Path]:
@@ -136,56 +158,6 @@ def superfluous(folders: list[Path], keep: Keep) -> list[Path]:
     return [path for path in folders if path not in kept]
 
 
-def step_of(folder: Path) -> int:
-    """Iterations done at a checkpoint."""
-    return int(folder.name.removeprefix("step-"))
-
-
-def mark(folder: Path) -> dict[str, Any]:
-    """What COMMIT.json says of a checkpoint besides its files; nothing if it is damaged."""
-    try:
-        found = read_json(folder / COMMIT)
-    except UserError:
-        return {}
-    return {key: value for key, value in found.items() if key != "files"}
-
-
-def committed(root: Path) -> list[Path]:
-    """Committed checkpoint folders, oldest first; not verified."""
-    return sorted(path for path in root.glob("step-*") if path.is_dir())
-
-
-def sweep(root: Path) -> None:
-    """Remove what an interrupted save, conversion or removal left behind."""
-    for pattern in (".staging-*", ".trash-*", ".universal-*"):
-        for path in root.glob(pattern):
-            shutil.rmtree(path)
-
-
-def trash(path: Path) -> None:
-    """Remove a checkpoint; a reader sees it whole or not at all."""
-    gone = path.parent / f".trash-{path.name}-{uuid.uuid4().hex[:8]}"
-    os.rename(path, gone)
-    shutil.rmtree(gone)
-
-
-def set_aside(root: Path, step: int) -> Path | None:
-    """Move the checkpoints after ``step`` out of the way of a run that goes on from there.
-
-    Returns: the folder that holds them now, if there were any.
-    """
-    later = [path for path in committed(root) if step_of(path) > step]
-    if not later:
-        return None
-    folder = root / f"before-{step:07d}-{uuid.uuid4().hex[:8]}"
-    folder.mkdir()
-    for path in later:
-        os.rename(path, folder / path.name)
-    fsync(folder)
-    fsync(root)
-    return folder
-
-
 def _write(staging: Path, contents: Contents, peers: Peers) -> Listing:
     """This rank's files, all on the disk, and their hashes."""
     alone = peers.world_size == 1
@@ -196,7 +168,8 @@ def _write(staging: Path, contents: Contents, peers: Peers) -> Listing:
     for name, value in contents.objects.items():
         file = staging / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(value, file)
+        with disk_errors(file):
+            torch.save(value, file)
         fsync(file)
         own.append(name)
     if peers.rank == 0:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from stack.checkpoint.commit import COMMIT
+from stack.checkpoint.folders import COMMIT
 from stack.util.errors import UserError
 from stack.util.files import read_json
 
@@ -38,11 +38,6 @@ class _Reader(FileSystemReader):
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         return self._contents
-
-
-def describe(folder: Path) -> dict[str, Kind]:
-    """Shape and dtype of every tensor in a checkpoint."""
-    return _kinds(_Reader(folder))
 
 
 def code_hash(folder: Path) -> str:
@@ -74,7 +69,7 @@ def load_into(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     dcp.load(whole, storage_reader=reader, no_dist=True)
     for name in wanted.keys() - whole.keys():
         if not name.startswith(PER_RANK):
-            _assemble(reader, name, tensors[name])
+            _assemble(reader, stored, name, tensors[name])
     return read_json(folder / "state.json")
 
 
@@ -109,7 +104,7 @@ def iterate_tensors(
         if name in stored:
             dcp.load({name: value}, storage_reader=reader, no_dist=True)
         else:
-            _assemble(reader, f"{name}@0", value)
+            _assemble(reader, stored, f"{name}@0", value)
         yield name.removeprefix(prefix), value
 
 
@@ -144,20 +139,22 @@ def _fits(here: Kind | None, there: Kind | None, *, cut: bool) -> bool:
     return here == there
 
 
-def _assemble(reader: FileSystemReader, name: str, value: Tensor) -> None:
+def _assemble(reader: _Reader, stored: Mapping[str, Kind], name: str, value: Tensor) -> None:
     """Fill one stretch from the stored stretches that it meets."""
     base, _, text = name.partition("@")
     first, last = int(text), int(text) + len(value)
     filled = 0
-    for stored, (shape, dtype) in _kinds(reader).items():
-        head, cut, start = stored.partition("@")
+    for key, (shape, dtype) in stored.items():
+        head, cut, start = key.partition("@")
         if not cut or head != base:
             continue
         low, high = max(first, int(start)), min(last, int(start) + shape[0])
         if low < high:
             part = torch.empty(shape, dtype=dtype)
-            dcp.load({stored: part}, storage_reader=reader, no_dist=True)
+            dcp.load({key: part}, storage_reader=reader, no_dist=True)
             value[low - first : high - first] = part[low - int(start) : high - int(start)]
             filled += high - low
     if filled != len(value):
-        raise UserError(f"{name}: {filled} of {len(value)} elements are in the checkpoint")
+        raise UserError(
+            f"{reader.path}: {name}: {filled} of {len(value)} elements are in the checkpoint"
+        )

@@ -112,9 +112,10 @@ class PretrainRecipe(Recipe):
 
     @model_validator(mode="after")
     def _one_micro_batch(self) -> PretrainRecipe:
-        if self.parallel.accumulation > 1:
-            raise ValueError(
-                f"parallel.accumulation: {self.parallel.accumulation}, but pretraining has no "
-                "micro-batches; lower vae.batch and unet.batch"
-            )
+        for field in ("accumulation", "micro_batch"):
+            if (value := getattr(self.parallel, field)) not in (1, None):
+                raise ValueError(
+                    f"parallel.{field}: {value}, but pretraining has no micro-batches; lower "
+                    "vae.batch and unet.batch"
+                )
         return self

@@ -136,7 +136,9 @@ class SDTeacher(Section):
     kind: Literal["sd"] = "sd"
     """sd: a pipeline in Stable Diffusion's layout."""
     path: str
-    """Pipeline folder."""
+    """Pipeline folder, or hub id (org/name) that stack fetch has staged."""
+    revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
+    """Commit of the hub repository, 40 hex digits; for a hub id only."""
 
 
 class Mixture2DTeacher(Section):

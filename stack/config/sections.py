@@ -121,6 +121,9 @@ class Parallel(Section):
     """Ranks the command starts on this machine, where no launcher (torchrun, srun) did."""
     accumulation: Positive = Field(default=1, json_schema_extra=OPERATIONAL)
     """Micro-batches per iteration."""
+    micro_batch: Positive | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """Instead of accumulation: samples of a rank's micro-batch at most. As many micro-batches are
+    made as that takes, so the same run goes on, with the same global batch, on fewer ranks."""
     shard_size: Positive | None = Field(default=None, json_schema_extra=OPERATIONAL)
     """With fsdp, ranks that share one copy of the weights (HSDP: a node's GPUs); all if unset."""
     teacher: Literal["replicated", "sharded"] = Field(
@@ -135,6 +138,9 @@ class Parallel(Section):
     keep its activations."""
     timeout: Rate = Field(default=600.0, json_schema_extra=OPERATIONAL)
     """Seconds after which a rank that waits for another gives up."""
+    watchdog: Weight = Field(default=480.0, json_schema_extra=OPERATIONAL)
+    """Seconds without an iteration after which a rank writes the stacks of its threads to its log
+    and ends; below timeout, so that every rank tells where it was. 0: never."""
 
     @model_validator(mode="after")
     def _fits(self) -> Parallel:
@@ -142,6 +148,10 @@ class Parallel(Section):
             raise ValueError(
                 f"processes: {self.processes}, but backend: none is one process; "
                 "set parallel.backend=ddp"
+            )
+        if self.micro_batch and self.accumulation > 1:
+            raise ValueError(
+                f"micro_batch: {self.micro_batch}, and accumulation: {self.accumulation}; give one"
             )
         if self.shard_size and self.backend != "fsdp":
             raise ValueError(f"shard_size: {self.shard_size} is for fsdp, not {self.backend}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from stack.nets.sd15 import require
 from stack.util.files import sha256_file
+
+_OTHER = re.compile(r"\.(bin|ckpt|h5|msgpack|onnx|pb)$|\.(fp16|non_ema)\.")
 
 
 class Autoencoder(nn.Module):
@@ -58,10 +61,12 @@ def vae_hash(folder: str | Path) -> str:
 
 
 def part_hash(folder: str | Path, part: str) -> str:
-    """One SHA-256 for all files of a part of a pipeline folder, by name."""
+    """One SHA-256 for the files of a part of a pipeline folder, by name, without what lies beside
+    them in other formats or precisions."""
     require(folder, part, "*.json")
     digest = hashlib.sha256()
-    for file in sorted((Path(folder) / part).iterdir()):
+    files = (file for file in (Path(folder) / part).iterdir() if not _OTHER.search(file.name))
+    for file in sorted(files):
         digest.update(f"{file.name} {sha256_file(file)}\n".encode())
     return digest.hexdigest()
 

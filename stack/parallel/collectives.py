@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -15,13 +16,42 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from stack.util.errors import UserError
+from stack.util.errors import PeerLostError, UserError
 
 _BROKEN = re.compile(
-    r"closed by peer|reset by peer|Broken pipe|[Tt]imed out|Connection refused|NCCL|no rank \d"
+    r"closed by peer|reset by peer|Broken pipe|[Tt]imed out|Connection refused|no rank \d"
+    r"|ncclRemoteError|ncclSystemError|NCCL communicator was aborted"
 )
 """What the backends say when another rank is gone."""
 _COLLECTIVE = re.compile(r"(all_|foreach_|_)*(reduce|gather|scatter|broadcast|barrier)\w*")
+
+
+class WaitClock:
+    """Seconds that this rank spends in collectives, where it waits for the slowest.
+
+    Attributes:
+        seconds: since the last reset. exact: whether a GPU's own work is waited for first, so that
+            it does not count; costs a little time.
+    """
+
+    def __init__(self) -> None:
+        self.seconds, self.exact = 0.0, False
+
+    def reset(self, *, exact: bool) -> None:
+        """Begin again at 0."""
+        self.seconds, self.exact = 0.0, exact
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        self._settle()
+        start = time.perf_counter()
+        yield
+        self._settle()
+        self.seconds += time.perf_counter() - start
+
+    def _settle(self) -> None:
+        if self.exact and torch.cuda.is_available():
+            torch.cuda.synchronize()
 
 
 @dataclass(frozen=True)
@@ -34,6 +64,8 @@ class Ranks:
     """None for the group of all that training uses."""
     timeout: float = 600.0
     """Seconds a collective may take."""
+    clock: WaitClock = field(default_factory=WaitClock, repr=False, compare=False)
+    """Of this group's collectives."""
 
     @property
     def first(self) -> bool:
@@ -50,7 +82,8 @@ class Ranks:
 
     def average_(self, value: Tensor) -> None:
         """Mean of a tensor over ranks, in place."""
-        dist.all_reduce(value, group=self.group)
+        with self.clock():
+            dist.all_reduce(value, group=self.group)
         value /= self.world_size
 
     def any(self, flag: bool) -> bool:
@@ -58,7 +91,8 @@ class Ranks:
         if self.world_size == 1:
             return flag
         raised = torch.tensor(int(flag))
-        dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self.group)
+        with self.clock():
+            dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self.group)
         return bool(raised)
 
     def sum(self, *counts: int) -> list[int]:
@@ -66,7 +100,8 @@ class Ranks:
         if self.world_size == 1:
             return list(counts)
         total = torch.tensor(counts)
-        dist.all_reduce(total, group=self.group)
+        with self.clock():
+            dist.all_reduce(total, group=self.group)
         return total.tolist()
 
     def gather(self, value: Any) -> list[Any]:
@@ -74,7 +109,8 @@ class Ranks:
         if self.world_size == 1:
             return [value]
         values = [None] * self.world_size
-        dist.all_gather_object(values, value, group=self.group)
+        with self.clock():
+            dist.all_gather_object(values, value, group=self.group)
         return values
 
     def by_first(self, action: Callable[[], None]) -> None:
@@ -103,7 +139,8 @@ class Ranks:
         if self.world_size == 1:
             return self
         limit = timedelta(seconds=self.timeout)
-        return replace(self, group=dist.new_group(backend="gloo", timeout=limit))
+        group = dist.new_group(backend="gloo", timeout=limit)
+        return replace(self, group=group, clock=WaitClock())
 
 
 ALONE = Ranks()
@@ -118,6 +155,7 @@ def ranks_of(backend: str, *, timeout: float = 600.0) -> Iterator[Ranks]:
 
     Raises:
         UserError: several processes for a backend of one.
+        PeerLostError: inside, another rank's end or silence broke a collective.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     engines = backend.startswith("zero")
@@ -137,6 +175,11 @@ def ranks_of(backend: str, *, timeout: float = 600.0) -> Iterator[Ranks]:
     dist.init_process_group(kinds, timeout=timedelta(seconds=timeout), **place)
     try:
         yield Ranks(dist.get_rank(), world_size, timeout=timeout)
+    except RuntimeError as error:
+        told = lost_peer(error)
+        if told is None:
+            raise
+        raise PeerLostError(f"{told}; start again with --resume") from error
     finally:
         dist.destroy_process_group()
 
@@ -144,7 +187,8 @@ def ranks_of(backend: str, *, timeout: float = 600.0) -> Iterator[Ranks]:
 def lost_peer(error: BaseException) -> str | None:
     """What to say of an error that a rank's end or silence caused in a collective of another;
     None for any other error."""
-    broken = isinstance(error, dist.DistError) or _BROKEN.search(str(error))
+    gone = dist.DistNetworkError | dist.DistStoreError
+    broken = isinstance(error, gone) or _BROKEN.search(str(error))
     if not (isinstance(error, RuntimeError) and broken):
         return None
     names = [frame.name for frame in traceback.extract_tb(error.__traceback__)]

@@ -41,12 +41,14 @@ class ReplicatedWeights(LocalWeights):
     def _buckets(self) -> Iterator[list[Tensor]]:
         """The gradients, some at a time."""
         bucket: list[Tensor] = []
+        size = 0
         for parameter in self.module.parameters():
             if parameter.grad is None:
                 continue
             bucket.append(parameter.grad)
-            if sum(gradient.numel() for gradient in bucket) >= _BUCKET:
+            size += parameter.grad.numel()
+            if size >= _BUCKET:
                 yield bucket
-                bucket = []
+                bucket, size = [], 0
         if bucket:
             yield bucket

@@ -19,6 +19,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from stack.util.files import disk_errors
+
 _BUCKET = 50_000_000
 """Elements communicated at once: 200 MB in float32."""
 
@@ -26,6 +28,7 @@ _BUCKET = 50_000_000
 def deepspeed() -> Any:
     """DeepSpeed, which is to keep quiet and to leave collectives to torch.distributed."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    os.environ.setdefault("LOCAL_RANK", "0")  # It insists; no launcher means one process.
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     import deepspeed as library
 
@@ -107,12 +110,20 @@ def recorder() -> Any:
     return Recorder()
 
 
+def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter in a network's folder of a checkpoint."""
+    deepspeed()  # Its classes are in the file.
+    file = min(folder.glob("*model_states.pt"))
+    groups = torch.load(file, map_location="cpu", weights_only=False, mmap=True)["param_shapes"]
+    return {name: tuple(shape) for group in groups for name, shape in group.items()}
+
+
 def convert(folder: Path, to: Path) -> None:
     """Rewrite a checkpoint parameter by parameter, so that any number of ranks can load it."""
     from deepspeed.checkpoint.ds_to_universal import main
 
     to.mkdir(parents=True)
-    with silence():
+    with silence(), disk_errors(to):
         main(
             Namespace(
                 input_folder=str(folder),

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import IO
 
+from stack.util import exits
+
 _GRACE = 30.0
 """Seconds the other ranks have to end by themselves once one has failed."""
 
@@ -90,11 +92,16 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    # A status above 1 was chosen; 1 is a bug's traceback, often of a rank whose peer had gone.
-    chosen = [rank for rank, code in enumerate(codes) if code is not None and code > 1]
     broken = [rank for rank, code in enumerate(codes) if code]
-    first = [] if failed is None else [failed]
-    return next(iter([*chosen, *first, *broken]), 0)
+    return min(broken, key=lambda rank: (_consequence(codes[rank]), rank != failed), default=0)
+
+
+def _consequence(code: int | None) -> int:
+    """How likely another rank's failure is behind a status: least for one that was chosen, then a
+    bug's traceback; a lost peer's and a kill tell of others."""
+    if code is None or code < 0:
+        return 3
+    return {1: 1, exits.PEER_LOST: 2}.get(code, 0)
 
 
 def _die_with_parent() -> None:

@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 from stack.parallel import engine
 from stack.parallel.collectives import Ranks
 from stack.parallel.local import LocalWeights, make_dense
+from stack.util.errors import UserError
 
 
 class ZeroWeights(LocalWeights):
@@ -219,8 +220,13 @@ class ZeroWeights(LocalWeights):
 
     def load_objects(self, folder: Path) -> None:
         """Take over :meth:`objects` from a checkpoint's folder, which is only read. Files of
-        another number of ranks are converted beside it first. Collective."""
+        another number of ranks are converted beside it first. Collective.
+
+        Raises:
+            UserError: they are of a network with other parameters.
+        """
         own = folder / self.name
+        self._check(own)
         if len(list(own.glob("*_optim_states.pt"))) == self.ranks.world_size:
             self._load(own)
             return
@@ -232,14 +238,27 @@ class ZeroWeights(LocalWeights):
         self.ranks.barrier()
         self.ranks.by_first(lambda: shutil.rmtree(converted))
 
+    def _check(self, folder: Path) -> None:
+        """DeepSpeed would fill parameters of other shapes, if only their sizes fit in sum."""
+        stored = engine.stored_shapes(folder)
+        for parameter, name in self.names.items():
+            here, there = getattr(parameter, "ds_shape", parameter.shape), stored.pop(name, None)
+            if there != tuple(here):
+                raise UserError(
+                    f"{folder}: {name}: the checkpoint has {there or 'nothing'}, the run "
+                    f"{tuple(here)}; resume with the recipe the run was started with"
+                )
+        if stored:
+            raise UserError(f"{folder}: {next(iter(stored))}: not in the run's network")
+
     def _load(self, folder: Path) -> None:
         with engine.silence():
             self.engine.load_checkpoint(str(folder.parent), tag=folder.name)
 
 
 def zero_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Float32 weights by name, each whole, out of a network's folder in a checkpoint; on one
-    process, one tensor at a time."""
+    """Float32 weights by name, each whole, out of a network's folder in a checkpoint, on one
+    process. Of stages 1 and 2 DeepSpeed reads the whole network's weights first."""
     engine.deepspeed()
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 

@@ -36,6 +36,10 @@ def save_pipeline(unet: UNet2DConditionModel, teacher: Path, out: Path) -> Path:
     config |= {key: scheduler[key] for key in kept if key in scheduler} | ONE_STEP
     write_json(staging / "scheduler" / "scheduler_config.json", config)
     index["scheduler"] = ["diffusers", "DDIMScheduler"]
+    for name, value in index.items():
+        # Such as a safety checker, which stack fetch leaves on the hub.
+        if isinstance(value, list) and not (staging / name).is_dir():
+            index[name] = [None, None]
     (staging / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     shutil.rmtree(out, ignore_errors=True)
     staging.rename(out)

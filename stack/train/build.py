@@ -53,18 +53,39 @@ def device_of(name: str) -> torch.device:
         raise UserError(f"device: {name}: {reason}; device=auto takes what there is") from None
 
 
-def layout_of(recipe: DistillRecipe | PretrainRecipe, ranks: Ranks = ALONE) -> Layout:
+def layout_of(
+    recipe: DistillRecipe | PretrainRecipe, ranks: Ranks = ALONE, *, micro_batches: int = 1
+) -> Layout:
     """How a recipe's trained networks are laid over ranks."""
     parallel = recipe.parallel
     return Layout(
         ranks,
         parallel.backend,
         device_of(recipe.device),
-        micro_batches=parallel.accumulation,
+        micro_batches=micro_batches,
         shard_size=parallel.shard_size,
         bf16=recipe.precision == "bf16",
         offload=parallel.offload,
     )
+
+
+def micro_batches_of(recipe: DistillRecipe, ranks: Ranks) -> int:
+    """Micro-batches of an iteration, which all ranks have alike.
+
+    Raises:
+        UserError: ranks and micro-batches do not divide the global batch.
+    """
+    parallel, batch = recipe.parallel, recipe.batch_size
+    local, rest = divmod(batch, ranks.world_size)
+    if parallel.micro_batch and not rest:
+        most = parallel.micro_batch
+        return next(n for n in range(1, local + 1) if local % n == 0 and local // n <= most)
+    if batch % (ranks.world_size * parallel.accumulation):
+        raise UserError(
+            f"parallel.accumulation: {ranks.world_size} ranks of {parallel.accumulation} "
+            f"micro-batches do not divide the global batch {batch}"
+        )
+    return parallel.accumulation
 
 
 def stream_of(

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from stack.checkpoint.verify import checkpoint_of
 from stack.config.schema import DistillRecipe
 from stack.diffusion.timesteps import UniformTimes
 from stack.fdistill.algorithm import Denoiser, FDistill
@@ -17,9 +18,10 @@ from stack.nets.ema import EMA
 from stack.nets.heads import MultiHead
 from stack.nets.sd15 import SDDenoiser
 from stack.nets.toy import SkewedDenoiser, SkewedStudent
+from stack.parallel.collectives import ALONE, Ranks
 from stack.parallel.local import LocalWeights
 from stack.parallel.mesh import Layout
-from stack.train.build_stored import checkpoint_of, stored_weights
+from stack.train.build_stored import stored_weights
 from stack.train.distill import DistillTask
 from stack.train.optim import adam_weights
 from stack.util.errors import UserError
@@ -80,7 +82,7 @@ def assemble(
         r_max=recipe.ratio.r_max,
         all_reduce_mean=layout.ranks.all_reduce_mean,
     )
-    start = warm_start(recipe.init_from)
+    start = warm_start(recipe.init_from, layout.ranks)
     return DistillTask(
         recipe.name, recipe.iterations, algorithm, weights, averages, draw, measure, start
     )
@@ -134,13 +136,15 @@ def _check_times(recipe: DistillRecipe, steps: int) -> None:
             )
 
 
-def warm_start(init_from: str | None) -> Callable[[Sequence[LocalWeights]], None]:
+def warm_start(
+    init_from: str | None, ranks: Ranks = ALONE
+) -> Callable[[Sequence[LocalWeights]], None]:
     """What fills the weights of a run that starts with those of another's checkpoint."""
 
     def start(networks: Sequence[LocalWeights]) -> None:
         if init_from is None:
             return
-        folder = checkpoint_of(Path(init_from), "init_from: ")
+        folder = checkpoint_of(Path(init_from), "init_from: ", ranks)
         for weights in networks:
             try:
                 weights.write(stored_weights(folder, weights.name))

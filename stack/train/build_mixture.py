@@ -51,7 +51,7 @@ def build_mixture(recipe: DistillRecipe, layout: Layout) -> Job:
         data,
         samples=recipe.batch_size,
         positions=everyone.chunk(ranks.world_size)[ranks.rank],
-        accumulation=recipe.parallel.accumulation,
+        accumulation=layout.micro_batches,
     )
 
     shown = torch.arange(_DRAWN_POINTS, device=device)

@@ -7,14 +7,16 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DConditionModel
 
+from stack.checkpoint.verify import checkpoint_of
 from stack.config.load import stored_recipe
 from stack.config.schema import DistillRecipe, SDTeacher
+from stack.nets.hub import pipeline_folder
 from stack.nets.sd15 import SDDenoiser, load_schedule, load_unet
 from stack.nets.text import load_text
 from stack.nets.vae import load_vae
 from stack.sample.generate import TextToImage
 from stack.train.build import device_of
-from stack.train.build_stored import checkpoint_of, stored_weights
+from stack.train.build_stored import stored_weights
 from stack.util.errors import UserError
 
 
@@ -29,7 +31,7 @@ def run_recipe(run: Path) -> tuple[DistillRecipe, Path]:
         raise UserError(
             f"{run}/recipe.yaml: not a run of stack distill with a pipeline as its teacher"
         )
-    return recipe, Path(recipe.teacher.path)
+    return recipe, pipeline_folder(recipe.teacher.path, recipe.teacher.revision)
 
 
 def student_unet(

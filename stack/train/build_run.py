@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stack.checkpoint.commit import Keep
+from stack.checkpoint.verify import checkpoint_of
 from stack.config.load import dump_recipe, identity_changes, load_recipe
 from stack.config.schema import DistillRecipe, PretrainRecipe, Recipe
 from stack.evaluate.latency import device_name
 from stack.parallel.collectives import ALONE, Ranks
 from stack.train.build import Job, device_of
-from stack.train.build_stored import checkpoint_of
 from stack.train.provenance import provenance
 from stack.train.state import RunState
 from stack.train.trainer import Trainer
 from stack.util.errors import UserError
-from stack.util.files import read_json, sha256_file, write_atomic, write_json
+from stack.util.files import read_json, sha256_file
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,12 @@ class Start:
     fork: Path | None = None
 
 
-def open_run(recipe: Recipe, ranks: Ranks = ALONE, how: Start = Start()) -> Path:
-    """The recipe's run folder, ready to train in; a new one holds its resolved recipe.yaml.
+LAUNCHER = ("jobs.jsonl", "logs")
+"""What slurm/env.sh writes into a run folder, before the run is there too."""
 
-    In a run that goes on, the trainer writes recipe.yaml, once the state has loaded.
+
+def open_run(recipe: Recipe, ranks: Ranks = ALONE, how: Start = Start()) -> Path:
+    """The recipe's run folder, which may be written into; the trainer does, once it has its state.
 
     Raises:
         UserError: the folder holds something and neither was asked for; or the run in it was
@@ -60,20 +62,28 @@ def _claim(recipe: Recipe, folder: Path, how: Start) -> None:
     if how.overwrite and folder.exists():
         if not stored.exists() and any(folder.iterdir()):
             raise UserError(f"{folder}: not a run folder (no recipe.yaml); remove it yourself")
+        _spare_sources(recipe, folder, how)
         shutil.rmtree(folder)
-    if folder.exists() and any(folder.iterdir()):
-        if not stored.exists():
-            raise UserError(f"{folder}: holds something that is not a run; choose another out=")
+    if stored.exists():
         if not how.resume:
             raise UserError(
                 f"{folder}: holds a run already; give --resume to go on with it, --overwrite to "
                 "remove it, or out=FOLDER"
             )
         check_same(load_recipe(stored), recipe, stored)
-    else:
-        write_atomic(stored, dump_recipe(recipe))
-        if how.fork:
-            write_json(folder / "fork.json", {"checkpoint": str(how.fork)})
+    elif folder.exists() and any(path.name not in LAUNCHER for path in folder.iterdir()):
+        raise UserError(f"{folder}: holds something that is not a run; choose another out=")
+
+
+def _spare_sources(recipe: Recipe, folder: Path, how: Start) -> None:
+    """A run that begins with another's state must not remove it first."""
+    warm = recipe.init_from if isinstance(recipe, DistillRecipe) else None
+    for option, source in (("command line: --fork", how.fork), ("init_from", warm)):
+        if source and Path(source).resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                f"{option}: {source}: is in {folder}, which --overwrite would remove; name "
+                "another out=FOLDER"
+            )
 
 
 def trainer_of(
@@ -104,12 +114,13 @@ def trainer_of(
         job.task,
         job.source,
         state,
-        recipe_file=Path(recipe.out) / "recipe.yaml",
+        root=Path(recipe.out),
         log_every=recipe.log.every,
         sample_every=recipe.log.sample_every,
         evaluate_every=recipe.evaluation.quick_every if recipe.job == "distill" else 0,
         save_every=saving.every,
         bad_samples=recipe.data.bad_samples if recipe.data else 0.0,
+        watchdog=recipe.parallel.watchdog,
         provenance=provenance(code_hash=code, seed=recipe.seed, backend=backend, devices=devices),
         ranks=ranks,
     )
@@ -120,19 +131,22 @@ def settle_fork(recipe: Recipe, how: Start, ranks: Ranks) -> Start:
     a fork that goes on without one of its own yet finds it noted in its folder."""
     noted = Path(recipe.out) / "fork.json"
     source = how.fork
-    if source is None:
-        if not (how.resume and noted.is_file()):
-            return how
+    if source is None and how.resume and noted.is_file():
         source = Path(read_json(noted)["checkpoint"])
-    found: list[Path] = []
-    ranks.by_first(lambda: found.append(checkpoint_of(source, "command line: --fork: ")))
-    folder = ranks.gather(found)[0][0]
-    if ranks.first and how.fork:
-        before = load_recipe(folder / "recipe.yaml")
-        print(f"forking {folder}")
-        for field, was, now in identity_changes(before, recipe):
-            print(f"  {field}: {was!r} there, {now!r} here")
+    source = ranks.gather(source)[0]
+    if source is None:
+        return how
+    folder = checkpoint_of(source, "command line: --fork: ", ranks)
+    if how.fork:
+        ranks.by_first(lambda: _tell_changes(folder, recipe))
     return replace(how, fork=folder)
+
+
+def _tell_changes(folder: Path, recipe: Recipe) -> None:
+    before = load_recipe(folder / "recipe.yaml")
+    print(f"forking {folder}")
+    for field, was, now in identity_changes(before, recipe):
+        print(f"  {field}: {was!r} there, {now!r} here")
 
 
 def check_same(before: Recipe, now: Recipe, stored: Path) -> None:

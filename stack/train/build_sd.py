@@ -13,6 +13,7 @@ from stack.data.batch import BatchLoader
 from stack.data.index import MANIFEST
 from stack.data.stream import ShardStream
 from stack.nets.heads import ConvHead, MultiHead
+from stack.nets.hub import pipeline_folder
 from stack.nets.sd15 import SDDenoiser, load_schedule, load_unet
 from stack.nets.text import TextEncoder, load_text, tokenizer_hash
 from stack.nets.vae import Autoencoder, from_uint8, load_vae, vae_hash
@@ -30,7 +31,8 @@ from stack.util.errors import UserError
 def build_sd(recipe: DistillRecipe, layout: Layout) -> Job:
     """A distillation of a pipeline in Stable Diffusion's layout."""
     assert isinstance(recipe.teacher, SDTeacher)
-    folder, device, ranks = Path(recipe.teacher.path), layout.device, layout.ranks
+    folder = pipeline_folder(recipe.teacher.path, recipe.teacher.revision)
+    device, ranks = layout.device, layout.ranks
     schedule, parameterization = load_schedule(folder)
     text, vae = load_text(folder).to(device), load_vae(folder).to(device)
     teacher = SDDenoiser(
@@ -70,7 +72,8 @@ def _source(
     """Latents of ``size`` and token ids, made of what the shards hold."""
     assert recipe.data
     assert isinstance(recipe.teacher, SDTeacher)
-    folder, device = Path(recipe.teacher.path), layout.device
+    folder = pipeline_folder(recipe.teacher.path, recipe.teacher.revision)
+    device = layout.device
     stream = stream_of(recipe.data, recipe.seed, ranks=layout.ranks)
     _check_makers(stream, folder)
     _check_size(stream, vae.factor, size)
@@ -94,7 +97,7 @@ def _source(
         text,
         scale=vae.scale,
         samples=recipe.batch_size,
-        accumulation=recipe.parallel.accumulation,
+        accumulation=layout.micro_batches,
         device=device,
     )
 

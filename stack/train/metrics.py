@@ -63,9 +63,11 @@ class MetricsLog:
         """Training time over all starts."""
         return time.monotonic() - self.start
 
-    def event(self, name: str, step: int) -> None:
-        """Note that something happened to the run."""
-        self._append({"event": name, "step": step, "time": self.seconds})
+    def event(self, name: str, step: int, **details: float | str) -> None:
+        """Note that something happened to the run, and the Unix time (s) when: start, resume,
+        stopped, failed (both with a reason) or finished."""
+        clock: dict[str, float | str] = {"time": self.seconds, "wall": time.time()}
+        self._append({"event": name, "step": step, **clock, **details})
 
     def row(self, step: int, values: Mapping[str, float]) -> None:
         """One logged step."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import nn
 from torch.optim import AdamW
@@ -50,9 +51,9 @@ def adam_weights(
         blocks, methods: of the module, as :func:`stack.parallel.fsdp.shard` takes them.
         lr and what follows: the recipe's optim section of that network.
     """
+    kept: dict[str, Any] = {"bf16": layout.bf16, "offload": layout.offload}
     if layout.sharded:
-        kinds = {"bf16": layout.bf16, "offload": layout.offload}
-        shard(module, blocks, layout.mesh, methods=methods, **kinds)
+        shard(module, blocks, layout.mesh, methods=methods, **kept)
     engine = ENGINES.get(layout.backend)
     optimizer = AdamW(
         module.parameters(),
@@ -66,24 +67,14 @@ def adam_weights(
     def lr_at(step: int) -> float:
         return lr * lr_factor(step, warmup=warmup, total=total, decay=decay)
 
-    rate: dict[str, Callable[[int], float]] = {"lr_at": lr_at}
-    ranks, parts = layout.ranks, layout.micro_batches
+    rest: dict[str, Any] = {"lr_at": lr_at, "max_norm": clip}
+    ranks = layout.ranks
     if engine:
         from stack.parallel.zero import ZeroWeights
 
-        return ZeroWeights(
-            ranks,
-            name,
-            module,
-            optimizer,
-            **rate,
-            max_norm=clip,
-            stage=engine,
-            bf16=layout.bf16,
-            offload=layout.offload,
-        )
+        return ZeroWeights(ranks, name, module, optimizer, **rest, stage=engine, **kept)
     if layout.sharded:
-        return ShardedWeights(parts, name, module, optimizer, **rate, max_norm=clip)
+        return ShardedWeights(layout.micro_batches, name, module, optimizer, **rest)
     if ranks.world_size > 1:
-        return ReplicatedWeights(ranks, name, module, optimizer, **rate, max_norm=clip)
-    return LocalWeights(name, module, optimizer, **rate, max_norm=clip)
+        return ReplicatedWeights(ranks, name, module, optimizer, **rest)
+    return LocalWeights(name, module, optimizer, **rest)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stack.checkpoint import commit, read, verify
+from stack.checkpoint import commit, folders, read, verify
 from stack.checkpoint.saver import Saver
 from stack.parallel.collectives import ALONE, Ranks
 from stack.train.task import Source, Task
@@ -26,7 +26,7 @@ class RunState:
         backend: the recipe's parallel.backend.
         keep: which checkpoints stay.
         background: write while training goes on.
-        start: checkpoint to begin with where the run has none of its own (a fork).
+        start: whole checkpoint to begin with where the run has none of its own (a fork).
         step: checkpoint to go on from instead of the newest one.
     """
 
@@ -53,11 +53,11 @@ class RunState:
             UserError: what was asked for does not exist or is damaged, or nothing else verifies.
         """
         if self.step is not None:
-            return self._whole(commit.step_folder(self.root, self.step))
-        found, skipped = verify.latest(self.root, self._fault)
+            return verify.checkpoint_of(folders.step_folder(self.root, self.step), "", self.ranks)
+        found, skipped = verify.latest(self.root, self.ranks)
         for reason in skipped if self.ranks.first else ():
             print(f"skipped checkpoint {reason}")
-        return found or (self._whole(self.start) if self.start else None)
+        return found or self.start
 
     def load(self, found: Path) -> dict[str, Any]:
         """Take over a checkpoint; returns its state.json."""
@@ -76,11 +76,9 @@ class RunState:
 
     def clear(self) -> None:
         """Remove what an interrupted save left, and put later checkpoints than the one asked for
-        aside: the run is about to write its own."""
-        if not self.ranks.first:
-            return
-        commit.sweep(self.root)
-        aside = commit.set_aside(self.root, self.step) if self.step is not None else None
+        aside: the run is about to write its own. The first rank's."""
+        folders.sweep(self.root)
+        aside = folders.set_aside(self.root, self.step) if self.step is not None else None
         if aside:
             print(f"later checkpoints are now in {aside}")
 
@@ -106,20 +104,9 @@ class RunState:
         )
         self.saver.save(done, contents)
 
-    def _fault(self, folder: Path) -> str | None:
-        place = {"rank": self.ranks.rank, "world_size": self.ranks.world_size}
-        return verify.fault(folder, **place, gather=self.ranks.gather)
-
-    def _whole(self, folder: Path) -> Path:
-        reason = self._fault(folder) if folder.is_dir() else "no such checkpoint"
-        if reason:
-            steps = [str(commit.step_of(path)) for path in commit.committed(folder.parent)]
-            raise UserError(f"{folder}: {reason}; there are steps {', '.join(steps) or 'none'}")
-        return folder
-
     def _check_layout(self, found: Path) -> None:
         """DeepSpeed's files are read by DeepSpeed alone, and by the stage that wrote them."""
-        saved = commit.mark(found).get("backend", "none")
+        saved = folders.mark(found).get("backend", "none")
         kinds = {name if name.startswith("zero") else "" for name in (saved, self.backend)}
         if len(kinds) > 1:
             raise UserError(

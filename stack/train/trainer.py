@@ -16,12 +16,14 @@ from torch import Tensor
 
 from stack.parallel.collectives import ALONE, Ranks, lost_peer
 from stack.train.guard import DamageBudget, SkipBudget, StopFlag, stop_on_signals
-from stack.train.meter import Meter
+from stack.train.meter import Meter, memory
 from stack.train.metrics import MetricsLog
+from stack.train.pulse import Pulse
 from stack.train.state import RunState
 from stack.train.task import Source, Task
+from stack.util.clock import BEGAN
 from stack.util.errors import PeerLostError, UserError
-from stack.util.files import write_atomic
+from stack.util.files import write_atomic, write_json
 from stack.util.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -33,10 +35,11 @@ class Trainer:
 
     Args:
         folder: the run folder. state: its checkpoints.
-        recipe_file: where the resolved recipe goes.
+        root: the run's folder, which that may lie in; the resolved recipe goes there.
         log_every, sample_every, evaluate_every, save_every: iterations between; 0 samples or
             evaluations: none.
         bad_samples: share of an epoch's samples that may be damaged.
+        watchdog: seconds without an iteration after which a rank gives up; 0: never.
         provenance: what this start runs on, a line of provenance.jsonl.
         ranks: the first one writes; all of them train, save and read.
     """
@@ -45,12 +48,13 @@ class Trainer:
     task: Task
     source: Source
     state: RunState
-    recipe_file: Path
+    root: Path
     log_every: int
     sample_every: int
     evaluate_every: int
     save_every: int
     bad_samples: float = 0.0
+    watchdog: float = 0.0
     provenance: str = ""
     ranks: Ranks = ALONE
     _earlier: Counter[str] = field(init=False, default_factory=Counter)
@@ -69,11 +73,7 @@ class Trainer:
             print(f"{self.folder}: all {self.task.total} iterations are done")
             return None
         self.ranks.barrier()  # All have loaded.
-        self.state.clear()
-        if self.ranks.first:
-            write_atomic(self.recipe_file, self.state.recipe)
-            with (self.folder / "provenance.jsonl").open("a") as file:
-                file.write(self.provenance)
+        self.ranks.by_first(self._settle)
         self._earlier = Counter(state["counts"])
         budgets = _Budgets(
             SkipBudget(skipped=state["skipped"]),
@@ -87,35 +87,54 @@ class Trainer:
         log = MetricsLog(self.folder, seconds=state["seconds"], silent=not self.ranks.first)
         if found and self.ranks.first:
             print(f"resuming {self.folder} after iteration {state['iteration']} ({found})")
-        if log.continued:
-            log.event("resume", state["iteration"])
+        log.event("resume" if log.continued else "start", state["iteration"], began=BEGAN)
+        pulse = Pulse(self.folder, self.watchdog, self.task.total, silent=not self.ranks.first)
         try:
             with stop_on_signals() as stop:
-                return self._loop(state["iteration"], budgets, log, stop)
+                return self._loop(state["iteration"], budgets, log, pulse, stop)
+        except (UserError, PeerLostError) as error:
+            log.event("failed", pulse.step, reason=str(error))
+            raise
         finally:
+            pulse.close()
             self.state.saver.close()
             log.close()
+
+    def _settle(self) -> None:
+        """The first rank's writing before training begins."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.root / "recipe.yaml", self.state.recipe)
+        if self.state.start:
+            write_json(self.root / "fork.json", {"checkpoint": str(self.state.start)})
+        with (self.folder / "provenance.jsonl").open("a") as file:
+            file.write(self.provenance)
+        self.state.clear()
 
     def _fresh(self) -> dict[str, Any]:
         """The part of a state that is not the task's or the source's, at the start of a run."""
         self.task.begin()
         return {"iteration": 0, "skipped": 0, "seconds": 0.0, "counts": {}, "damage": {}}
 
-    def _loop(self, first: int, budgets: _Budgets, log: MetricsLog, stop: StopFlag) -> str | None:
-        meter, done, reason = Meter(self.source.samples), first, None
+    def _loop(
+        self, first: int, budgets: _Budgets, log: MetricsLog, pulse: Pulse, stop: StopFlag
+    ) -> str | None:
+        meter, done, reason = Meter(self.source.samples, self.ranks), first, None
+        pulse.beat(done)
         try:
             with progress(self.task.name, total=self.task.total, initial=first) as bar:
                 while done < self.task.total and not reason:
                     shown = self._iterate(done, budgets, log, meter)
                     done += 1
                     bar.advance(1, **shown)
+                    pulse.beat(done)
                     score = self._look(done, log)
                     reason = self._reason(stop)
                     if self._due(done) or score is not None or reason:
                         self._save(done, budgets, log, meter, score)
-                    if reason:
-                        log.event(f"stopped by {reason}", done)
+                    pulse.beat(done)
                 self.state.saver.wait()
+                pulse.write()
+                log.event("stopped" if reason else "finished", done, reason=reason or "")
         except RuntimeError as error:
             told = lost_peer(error)
             if told is None:
@@ -130,16 +149,18 @@ class Trainer:
         self, iteration: int, budgets: _Budgets, log: MetricsLog, meter: Meter
     ) -> dict[str, float]:
         """One iteration; returns the losses it logged, if it was one to log."""
-        batches = self._take(meter, iteration, budgets.damage)
-        figures, stepped = self.task.iteration(iteration, batches)
-        meter.iterations += 1
-        budgets.skips.count(stepped, iteration, self.folder)
         done = iteration + 1
         late, last = done % self.log_every, done == self.task.total
-        if late >= self.task.log_span and not last:
+        logged, timed = late < self.task.log_span or last, not late or last
+        meter.begin(exact=timed)
+        batches = self._take(meter, iteration, budgets.damage)
+        figures, stepped = self.task.iteration(iteration, batches)
+        meter.end()
+        budgets.skips.count(stepped, iteration, self.folder)
+        if not logged:
             return {}
         row = self.task.summary(self._over_ranks(figures))
-        rates = meter.read() if not late or last else {}
+        rates = meter.read() | memory(self.ranks) if timed else {}
         log.row(done, row | rates | self._counts() | {"skipped": budgets.skips.skipped})
         return {name[5:]: value for name, value in row.items() if "loss/" in name}
 
@@ -156,8 +177,6 @@ class Trainer:
     def _reason(self, stop: StopFlag) -> str | None:
         """Why to stop now, the same on all ranks. A signal that comes after this was read waits
         for the next boundary; a background save that failed is raised here."""
-        if not self.ranks.any(bool(stop.reason) or self.state.saver.failed):
-            return None
         asked, failed = self.ranks.sum(bool(stop.reason), self.state.saver.failed)
         if failed:
             self.state.saver.wait()

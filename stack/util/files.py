@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +66,18 @@ def parse_json(data: bytes, path: str | Path) -> Any:
         return json.loads(data)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not JSON ({error}); restore or rebuild it") from None
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """torch.save says of a disk that refuses to take ``path`` that an "enforce" failed; here that
+    is an OSError again."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "inline_container" not in str(error):
+            raise
+        raise OSError(errno.EIO, "not written; is the disk full?", str(path)) from error
 
 
 def sha256_file(path: str | Path) -> str:

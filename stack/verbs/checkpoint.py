@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from stack.checkpoint import commit, verify
+from stack.checkpoint import commit, folders, verify
 from stack.config.load import stored_recipe
 from stack.util.errors import UserError
 from stack.util.files import write_json
@@ -37,43 +37,45 @@ def prune(run: Path, *, keep: Mapping[str, int], dry_run: bool) -> None:
     """Remove what need not be kept; the newest whole checkpoint always stays.
 
     Args:
-        keep: arguments of :class:`commit.Keep`.
+        keep: arguments of :class:`commit.Keep`; the recipe's where one is not given.
     """
-    root = _root(run)
-    newest, _ = verify.latest(root)
-    gone = [
-        f for f in commit.superfluous(commit.committed(root), commit.Keep(**keep)) if f != newest
-    ]
-    gone += sorted(root.glob("before-*"))
-    for folder in gone:
-        print(f"{'would remove' if dry_run else 'removed'} {folder}")
-        if not dry_run:
-            commit.trash(folder)
-    if not gone:
-        print(f"{root}: nothing to remove")
+    roots, given = _roots(run), stored_recipe(run).checkpoint
+    keep = {"last": given.keep_last, "every": given.keep_every, "best": given.keep_best, **keep}
+    for root in roots:
+        newest, _ = verify.latest(root)
+        gone = commit.superfluous(folders.committed(root), commit.Keep(**keep))
+        gone = [folder for folder in gone if folder != newest] + sorted(root.glob("before-*"))
+        for folder in gone:
+            print(f"{'would remove' if dry_run else 'removed'} {folder}")
+            if not dry_run:
+                folders.trash(folder)
+        if not gone:
+            print(f"{root}: nothing to remove")
 
 
-def _root(run: Path) -> Path:
+def _roots(run: Path) -> list[Path]:
     stored_recipe(run)
-    parts = [run / "checkpoints", *sorted(run.glob("*/checkpoints"))]
-    found = [root for root in parts if root.is_dir()]
+    found = folders.roots(run)
     if not found:
         raise UserError(f"{run}: checkpoints/: none yet")
-    return found[0]
+    return found
 
 
 def _every(run: Path) -> list[Path]:
     """All committed checkpoints, those put aside first."""
-    root = _root(run)
-    aside = [folder for old in sorted(root.glob("before-*")) for folder in commit.committed(old)]
-    return [*aside, *commit.committed(root)]
+    found: list[Path] = []
+    for root in _roots(run):
+        for old in sorted(root.glob("before-*")):
+            found += folders.committed(old)
+        found += folders.committed(root)
+    return found
 
 
 def _facts(folder: Path) -> dict[str, Any]:
-    mark = commit.mark(folder)
+    mark = folders.mark(folder)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     ranks = f"{mark.get('backend', 'unknown')}, {mark.get('world_size', '?')} ranks"
-    facts = {"folder": str(folder), "step": commit.step_of(folder), "bytes": size}
+    facts = {"folder": str(folder), "step": folders.step_of(folder), "bytes": size}
     return facts | {"score": mark.get("score"), "saved_by": ranks}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from stack.checkpoint import folders
 from stack.sample.export import save_pipeline
 from stack.train.build_pictures import run_recipe, student_unet
 from stack.util.errors import UserError
@@ -20,12 +21,10 @@ def export(run: Path, *, out: Path | None, fp16: bool, average: str | None) -> P
     """
     if out and out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"command line: --out: {out} exists already; remove it or name another")
-    source = run
-    if run.name.startswith("step-"):
-        run = run.parent.parent
     recipe, teacher = run_recipe(run)
-    unet = student_unet(source, recipe, teacher, average)
-    folder = save_pipeline(unet.half() if fp16 else unet, teacher, out or run / "student")
+    unet = student_unet(run, recipe, teacher, average)
+    to = out or (folders.run_of(run) if folders.is_step(run) else run) / "student"
+    folder = save_pipeline(unet.half() if fp16 else unet, teacher, to)
     print(
         f"{folder}: load it with StableDiffusionPipeline.from_pretrained and sample with "
         "num_inference_steps=1, guidance_scale=1"

@@ -33,5 +33,4 @@ def pretrain(recipe: PretrainRecipe, how: Start) -> str | None:
 
 
 def _fit(folder: Path, recipe: PretrainRecipe, job: Job, ranks: Ranks) -> str | None:
-    folder.mkdir(exist_ok=True)
     return trainer_of(recipe, job, folder, ranks).fit()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -61,9 +63,28 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
     for name, value in before.items():
         assert torch.equal(bits(target[name]), bits(value)), name
         assert target[name].data_ptr() == places[name], f"{name} was not filled in place"
-    assert read.describe(folder) == {n: (tuple(v.shape), v.dtype) for n, v in before.items()}
     assert (folder / "recipe.yaml").read_text() == "name: x\n"
     assert read.code_hash(folder) == "c0"
+
+
+@pytest.mark.parametrize("file", ["COMMIT.json", "state.json", "__0_0.distcp"])
+def test_what_cannot_be_read_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """A disk that fails under the newest checkpoint."""
+    save(tmp_path, 1)
+    bad = save(tmp_path, 2) / file
+    read_text, digest = Path.read_text, verify.sha256_file
+
+    def fail(path: Path, read: Any) -> Any:
+        if path == bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_text", lambda path: fail(path, read_text))
+    monkeypatch.setattr(verify, "sha256_file", lambda path: fail(path, digest))
+    reason = f"{bad.parent}: {file} cannot be read (Input/output error)"
+    assert verify.latest(tmp_path) == (tmp_path / "step-0000001", [reason])
 
 
 def test_some_tensors_by_prefix(tmp_path: Path) -> None:

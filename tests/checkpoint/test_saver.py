@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from stack.checkpoint import commit, read, saver, verify
+from stack.checkpoint import commit, folders, read, saver, verify
 from stack.checkpoint.commit import Contents, Keep
 from stack.checkpoint.saver import Saver
 from stack.parallel.collectives import ALONE
@@ -191,10 +191,10 @@ def test_superfluous(
 ) -> None:
     """A score that is no number is nobody's best."""
     for step in range(1, 7):
-        folder = commit.step_folder(tmp_path, step)
+        folder = folders.step_folder(tmp_path, step)
         folder.mkdir()
         mark = {"step": step, "files": {}}
         mark |= {"score": scores[step]} if step in scores else {}
         (folder / "COMMIT.json").write_text("{" if step in damaged else json.dumps(mark))
-    found = commit.superfluous(commit.committed(tmp_path), keep)
-    assert [commit.step_of(folder) for folder in found] == gone
+    found = commit.superfluous(folders.committed(tmp_path), keep)
+    assert [folders.step_of(folder) for folder in found] == gone

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from stack.checkpoint import commit, verify
-from stack.checkpoint.commit import Contents
+from stack.checkpoint import commit, folders, verify
+from stack.checkpoint.commit import Contents, Keep
 from stack.parallel.collectives import ALONE
 from stack.util.errors import UserError
 from tests.checkpoint.samples import flip, names, save
@@ -32,26 +34,26 @@ def test_retention_does_not_count_what_a_resume_passed_over(tmp_path: Path) -> N
     for step in (10, 20, 30):
         save(tmp_path, step, keep=3)
     for step in (20, 30):
-        flip(commit.step_folder(tmp_path, step) / "state.json")
-    assert verify.latest(tmp_path)[0] == commit.step_folder(tmp_path, 10)
+        flip(folders.step_folder(tmp_path, step) / "state.json")
+    assert verify.latest(tmp_path)[0] == folders.step_folder(tmp_path, 10)
     saved = save(tmp_path, 15, keep=2)
     assert verify.latest(tmp_path)[0] == saved
-    assert commit.step_folder(tmp_path, 10).exists()
+    assert folders.step_folder(tmp_path, 10).exists()
 
 
 def test_the_same_step_again_replaces_a_damaged_one(tmp_path: Path) -> None:
     save(tmp_path, 1)
     flip(save(tmp_path, 2) / "state.json")
-    assert verify.latest(tmp_path)[0] == commit.step_folder(tmp_path, 1)
+    assert verify.latest(tmp_path)[0] == folders.step_folder(tmp_path, 1)
     assert verify.latest(tmp_path)[0] != save(tmp_path, 2)
-    assert verify.latest(tmp_path)[0] == commit.step_folder(tmp_path, 2)
+    assert verify.latest(tmp_path)[0] == folders.step_folder(tmp_path, 2)
     assert names(tmp_path) == ["step-0000001", "step-0000002"]
 
 
 def test_sorted_by_number_of_steps(tmp_path: Path) -> None:
     for step in (9, 100, 20):
         save(tmp_path, step)
-    assert [path.name for path in commit.committed(tmp_path)] == [
+    assert [path.name for path in folders.committed(tmp_path)] == [
         "step-0000009",
         "step-0000020",
         "step-0000100",
@@ -88,7 +90,7 @@ def test_a_killed_save_leaves_staging_only(tmp_path: Path, moment: str) -> None:
     assert (staging[:11], step) == (".staging-2-", "step-0000001")
     assert (tmp_path / staging / last).exists()
     assert verify.latest(tmp_path) == (tmp_path / "step-0000001", [])
-    commit.sweep(tmp_path)
+    folders.sweep(tmp_path)
     assert names(tmp_path) == ["step-0000001"]
     assert tree(tmp_path / "step-0000001") == before
 
@@ -96,9 +98,9 @@ def test_a_killed_save_leaves_staging_only(tmp_path: Path, moment: str) -> None:
 def test_sweep_finishes_a_removal(tmp_path: Path) -> None:
     save(tmp_path, 1)
     (tmp_path / ".trash-step-0000000-x").mkdir()
-    commit.sweep(tmp_path)
+    folders.sweep(tmp_path)
     assert names(tmp_path) == ["step-0000001"]
-    commit.sweep(tmp_path / "nowhere")
+    folders.sweep(tmp_path / "nowhere")
 
 
 @contextmanager
@@ -125,6 +127,42 @@ def test_a_full_disk_leaves_older_checkpoints(tmp_path: Path, size: int) -> None
     assert tree(tmp_path) == before
     assert names(tmp_path) == ["step-0000001", "step-0000002"]
     assert verify.latest(save(tmp_path, 3).parent)[0] == tmp_path / "step-0000003"
+
+
+def test_a_full_disk_under_files_of_another_library(tmp_path: Path) -> None:
+    """torch.save calls that a RuntimeError."""
+    save(tmp_path, 1)
+    objects = {"student/rank0.pt": torch.zeros(100_000)}
+    with file_size_limit(60_000), pytest.raises(UserError, match=r"not saved \(.*rank0\.pt"):
+        commit.save(tmp_path, 2, Contents({}, objects), peers=ALONE, keep=Keep(2))
+    assert names(tmp_path) == ["step-0000001"]
+
+
+def test_what_cannot_be_removed_does_not_spoil_a_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+
+    save(tmp_path, 1, keep=2)
+    save(tmp_path, 2, keep=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(commit.shutil, "rmtree", refuse)
+        save(tmp_path, 3, keep=2)
+    assert "not removed (Directory not empty)" in caplog.text
+    assert verify.latest(tmp_path) == (tmp_path / "step-0000003", [])
+    folders.sweep(tmp_path)
+    assert names(tmp_path) == ["step-0000002", "step-0000003"]
+
+
+def test_folders_of_other_names_are_none_of_ours(tmp_path: Path) -> None:
+    for step in (1, 2):
+        save(tmp_path, step, keep=2)
+    copy = shutil.copytree(tmp_path / "step-0000002", tmp_path / "step-0000002.bak")
+    save(tmp_path, 3, keep=Keep(2, every=5))
+    assert names(tmp_path) == ["step-0000002", "step-0000002.bak", "step-0000003"]
+    assert not folders.is_step(Path(copy))
 
 
 REFUSALS = {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stack.checkpoint import commit, read, verify
+from stack.checkpoint import folders, read, verify
 from stack.checkpoint.commit import Keep
 from stack.util.errors import UserError
 from stack.util.files import sha256_file
@@ -26,26 +28,36 @@ def test_the_best_outlives_later_saves(tmp_path: Path) -> None:
     rows += [(5, 3.0, {2, 4, 5}), (6, 0.5, {5, 6}), (7, 9.0, {6, 7}), (8, 9.0, {6, 7, 8})]
     for step, score, left in rows:
         save(tmp_path, step, keep=Keep(2, best=1), score=score)
-        assert {commit.step_of(folder) for folder in commit.committed(tmp_path)} == left
+        assert {folders.step_of(folder) for folder in folders.committed(tmp_path)} == left
 
 
 def test_set_aside(tmp_path: Path) -> None:
     for step in (2, 4, 6, 8):
         save(tmp_path, step)
     before = tree(tmp_path)
-    aside = commit.set_aside(tmp_path, 4)
+    aside = folders.set_aside(tmp_path, 4)
     assert aside
     assert aside.parent == tmp_path
     assert names(aside) == ["step-0000006", "step-0000008"]
     assert names(tmp_path) == [aside.name, "step-0000002", "step-0000004"]
-    assert [commit.step_of(folder) for folder in commit.committed(tmp_path)] == [2, 4]
+    assert [folders.step_of(folder) for folder in folders.committed(tmp_path)] == [2, 4]
     assert verify.latest(tmp_path) == (tmp_path / "step-0000004", [])
     assert {name.removeprefix(f"{aside.name}/"): file for name, file in tree(tmp_path).items()} == (
         before
     ), "moved, and nothing else"
-    assert commit.set_aside(tmp_path, 4) is None
-    commit.sweep(tmp_path)
+    assert folders.set_aside(tmp_path, 4) is None
+    folders.sweep(tmp_path)
     assert aside.is_dir()
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One of the threads, as its peers see it."""
+
+    rank: int
+    world_size: int
+    gather: Callable[[Any], list[Any]]
+    group: None = None
 
 
 class Together:
@@ -65,7 +77,7 @@ class Together:
                 self.barrier.wait()
                 return list(self.values)
 
-            return verify.fault(folder, rank=rank, world_size=count, gather=gather)
+            return verify.fault(folder, Ranks(rank, count, gather))
 
         with ThreadPoolExecutor(count) as pool:
             return list(pool.map(one, range(count)))

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from stack.cli import EXIT_USER_ERROR, main
+from stack.cli import main
+from stack.util import exits
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     """The only line of a command that must fail."""
-    assert main([str(argument) for argument in arguments]) == EXIT_USER_ERROR
+    assert main([str(argument) for argument in arguments]) == exits.USER_ERROR
     told = capsys.readouterr()
     [line] = told.err.splitlines()
     assert line.startswith("error: ")

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from stack.cli import EXIT_INTERRUPTED, main
+from stack.cli import main
+from stack.util import exits
 from tests.cli.refusal import refused
 from tests.pipeline import (
     World,
@@ -134,7 +135,7 @@ def test_a_disk_that_refuses(
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path / "run"))
 
-    monkeypatch.setattr("stack.train.build_run.write_atomic", refuse)
+    monkeypatch.setattr("stack.train.trainer.write_atomic", refuse)
     line = refused(capsys, "distill", write_recipe(tmp_path, recipe_fields(world)))
     assert line == f"{tmp_path}/run: Read-only file system"
 
@@ -157,7 +158,7 @@ def test_ctrl_c_before_training(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("stack.arguments.training.load", interrupt)
-    assert main(["distill", "x.yaml"]) == EXIT_INTERRUPTED
+    assert main(["distill", "x.yaml"]) == exits.INTERRUPTED
     assert capsys.readouterr().err == "interrupted\n"
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stack.parallel.launch import launch
 from tests.parallel.zero_ranks import CASES, STEPS, plain
+from tests.pipeline import World, recipe_fields, run_stack, write_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -34,6 +35,21 @@ def done(
     run(2, stage, folder, "train:bf16", "discard:bf16", "refresh:bf16", "save:bf16")
     run(2, stage, folder, "train:offload", "discard:offload")
     return stage, folder
+
+
+def test_one_process_needs_no_launcher(world: World, tmp_path: Path) -> None:
+    """And what its files do not fit is told before DeepSpeed reads them."""
+    fields = recipe_fields(world, iterations=2, parallel={"backend": "zero3"})
+    recipe = str(write_recipe(tmp_path, fields))
+    done = run_stack("distill", recipe)
+    assert done.returncode == 0, done.stderr
+    other = [f"out={tmp_path}/other", "gan.width=4", "--fork", str(tmp_path / "run")]
+    refused = run_stack("distill", recipe, *other)
+    assert refused.returncode == 2, refused.stderr
+    [line] = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
+    assert "/heads: " in line
+    assert "the checkpoint has (" in line
+    assert not (tmp_path / "other").exists()
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float) -> None:

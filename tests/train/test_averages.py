@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stack.checkpoint import commit, read
+from stack.checkpoint import folders, read
 from stack.cli import main
 from stack.train import build_sd
 from tests.cli.refusal import refused
@@ -82,7 +82,7 @@ def test_the_best_checkpoint_stays(
     assert saved_steps(run) == [2, 5, 6]
     for step in (2, 5, 6):
         assert (
-            commit.mark(commit.step_folder(run / "checkpoints", step))["score"]
+            folders.mark(folders.step_folder(run / "checkpoints", step))["score"]
             == (scores[step - 1])
         )
     found = [row for row in logged_rows(run) if "quick/frechet_distance" in row]
@@ -102,7 +102,7 @@ def test_the_quick_evaluation_leaves_no_trace(tmp_path: Path, world: World, fini
     (tensors, state), (expected_tensors, expected_state) = state_of(run), state_of(finished)
     # Making the judge draws from the generator, before training; evaluating does not.
     last, _ = tensors.pop("rng.rank0.cpu"), expected_tensors.pop("rng.rank0.cpu")
-    before = read.read_tensors(commit.step_folder(run / "checkpoints", 4), "rng.rank0.cpu")
+    before = read.read_tensors(folders.step_folder(run / "checkpoints", 4), "rng.rank0.cpu")
     assert torch.equal(before[""], last)
     assert same_tensors(tensors, expected_tensors) == []
     assert state == expected_state
@@ -168,5 +168,5 @@ def test_provenance_has_a_line_for_each_start(tmp_path: Path, world: World, fini
         assert line["packages"]["torch"] == torch.__version__
         assert len(line["devices"]) == 1
         assert (line["seed"], line["backend"]) == (0, "none")
-    code = commit.mark(commit.step_folder(run / "checkpoints", 7))["code"]
+    code = folders.mark(folders.step_folder(run / "checkpoints", 7))["code"]
     assert lines[1]["code"] == code

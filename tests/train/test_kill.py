@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from stack.checkpoint.commit import committed
+from stack.checkpoint.folders import committed
 from stack.cli import main
 from tests.pipeline import (
     World,

@@ -105,7 +105,7 @@ def test_metrics_of_every_step(finished: Path) -> None:
     assert list(rows) == [1, 2, 3, 4, 5, 6]
     assert [step for step, row in rows.items() if "loss/gap" in row] == [2, 4, 6]
     assert all({"lr/student", "loss/fake", "skipped"} <= row.keys() for row in rows.values())
-    assert events(finished) == []
+    assert events(finished) == [("start", 0), ("finished", 6)]
     assert list(finished.glob("events.out.tfevents.*"))
 
 
@@ -124,7 +124,7 @@ def test_a_crash_before_the_first_checkpoint(
     assert list(metrics_of(tmp_path / "run")) == [1, 2, 3]
     assert main(["distill", recipe, "--resume"]) == 0
     assert_same_end(tmp_path / "run", finished)
-    assert events(tmp_path / "run") == [("resume", 0)]
+    assert events(tmp_path / "run") == [("start", 0), ("resume", 0), ("finished", 6)]
 
 
 def test_a_signal_saves_and_a_resume_goes_on(
@@ -148,7 +148,8 @@ def test_a_signal_saves_and_a_resume_goes_on(
     assert state_of(tmp_path / "run")[1]["iteration"] == 3
     assert main(["distill", recipe, "--resume"]) == 0
     assert_same_end(tmp_path / "run", finished)
-    assert events(tmp_path / "run") == [("stopped by SIGTERM", 3), ("resume", 3)]
+    expected = [("start", 0), ("stopped", 3), ("resume", 3), ("finished", 6)]
+    assert events(tmp_path / "run") == expected
 
 
 def test_a_damaged_checkpoint_costs_only_the_way_from_the_one_before(
@@ -167,7 +168,7 @@ def test_a_damaged_checkpoint_costs_only_the_way_from_the_one_before(
     assert "step-0000004: state.json does not match its SHA-256" in told
     assert "after iteration 2" in told
     assert_same_end(tmp_path / "run", finished)
-    assert events(tmp_path / "run") == [("resume", 2)]
+    assert events(tmp_path / "run") == [("start", 0), ("resume", 2), ("finished", 6)]
 
 
 def test_resume_of_a_finished_run_changes_nothing(

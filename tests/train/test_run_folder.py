@@ -21,20 +21,28 @@ def recipe(folder: Path, fields: dict[str, Any] = DISTILL, *overrides: str) -> A
 
 def occupied(folder: Path) -> Path:
     """A run with something precious in it."""
-    run = open_run(recipe(folder))
-    (run / "checkpoints").mkdir()
+    run = open_run(given := recipe(folder))
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "recipe.yaml").write_text(dump_recipe(given))
     (run / "checkpoints" / "precious").write_text("1")
     return run
 
 
 @pytest.mark.parametrize("options", [{}, {"resume": True}, {"overwrite": True}], ids=str)
 @pytest.mark.parametrize("there", [False, True], ids=["missing", "empty"])
-def test_a_new_run(tmp_path: Path, options: dict[str, bool], there: bool) -> None:
+def test_a_new_run_is_not_claimed_before_it_trains(
+    tmp_path: Path, options: dict[str, bool], there: bool
+) -> None:
     if there:
         (tmp_path / "run").mkdir()
-    given = recipe(tmp_path)
-    assert open_run(given, how=Start(**options)) == tmp_path / "run"
-    assert (tmp_path / "run" / "recipe.yaml").read_text() == dump_recipe(given)
+    assert open_run(recipe(tmp_path), how=Start(**options)) == tmp_path / "run"
+    assert not tree(tmp_path / "run")
+
+
+def test_what_the_launcher_wrote_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "run" / "logs").mkdir(parents=True)
+    (tmp_path / "run" / "jobs.jsonl").write_text("{}")
+    assert open_run(recipe(tmp_path), how=Start(resume=True)) == tmp_path / "run"
 
 
 REFUSED = [
@@ -87,7 +95,19 @@ def test_resume_leaves_all_as_it_is_for_the_trainer_to_load(
 def test_overwrite(tmp_path: Path) -> None:
     run = occupied(tmp_path)
     open_run(recipe(tmp_path, DISTILL, "seed=1"), how=Start(overwrite=True))
-    assert [path.name for path in run.iterdir()] == ["recipe.yaml"]
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("kind", ["fork", "init_from"])
+@pytest.mark.parametrize("part", ["", "checkpoints/step-0000002"])
+def test_overwrite_spares_what_the_run_begins_with(tmp_path: Path, kind: str, part: str) -> None:
+    run = occupied(tmp_path)
+    before, source = tree(run), run / part
+    given = recipe(tmp_path, DISTILL, *([f"init_from={source}"] if kind == "init_from" else []))
+    how = Start(overwrite=True, fork=source if kind == "fork" else None)
+    with pytest.raises(UserError, match=rf"{kind}: {source}: is in {run}, which --overwrite would"):
+        open_run(given, how=how)
+    assert tree(run) == before
 
 
 @pytest.mark.parametrize("options", [{}, {"resume": True}, {"overwrite": True}], ids=str)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from stack.checkpoint import commit, read
+from stack.checkpoint import folders, read
 from stack.cli import main
 from stack.config.load import load_recipe
 from stack.fdistill.algorithm import FDistill
@@ -35,7 +35,7 @@ def test_a_resume_from_an_earlier_step(
 ) -> None:
     """Ends as if nothing had been, and removes nothing."""
     run = copy(finished, tmp_path / "run")
-    last = commit.step_folder(run / "checkpoints", 6)
+    last = folders.step_folder(run / "checkpoints", 6)
     before = tree(last)
     finish(tmp_path, recipe_fields(world), "--resume", "--step", "4")
     told = capsys.readouterr().out
@@ -77,7 +77,7 @@ def test_a_damaged_step_is_refused_and_nothing_put_aside(
     tmp_path: Path, world: World, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = copy(finished, tmp_path / "run")
-    (commit.step_folder(run / "checkpoints", 4) / "state.json").unlink()
+    (folders.step_folder(run / "checkpoints", 4) / "state.json").unlink()
     recipe, before = write_recipe(tmp_path, recipe_fields(world)), tree(run)
     told = refused(capsys, "distill", recipe, "--resume", "--step", "4")
     assert "step-0000004: state.json is missing; there are steps 4, 6" in told
@@ -178,6 +178,17 @@ def test_a_fork_that_was_cut_short_before_its_first_checkpoint_goes_on_as_a_fork
 
 
 # Warm starts.
+
+
+def test_a_warm_start_from_nothing_claims_no_folder(
+    tmp_path: Path, world: World, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The mistake mended, the same command goes."""
+    recipe = write_recipe(tmp_path, recipe_fields(world))
+    line = refused(capsys, "distill", recipe, f"init_from={tmp_path}/nowhere")
+    assert line.startswith(f"{recipe}: init_from: {tmp_path}/nowhere: checkpoints/: none yet")
+    assert not (tmp_path / "run").exists()
+    assert main(["distill", str(recipe), f"init_from={finished}", "iterations=1"]) == 0
 
 
 @pytest.mark.parametrize("part", ["", "checkpoints/step-0000004"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stack.checkpoint import commit
+from stack.checkpoint import folders
 from stack.cli import main
 from tests.checkpoint.samples import flip, names, save
 from tests.cli.refusal import refused
@@ -36,14 +36,14 @@ def run(tmp_path: Path) -> Path:
     root = run / "checkpoints"
     for step in (2, 4, 9):
         save(root, step, score=SCORES.get(step))
-    commit.set_aside(root, 4)
+    folders.set_aside(root, 4)
     for step in (6, 8):
         save(root, step, score=SCORES[step])
     return run
 
 
 def steps(run: Path) -> list[int]:
-    return [commit.step_of(folder) for folder in commit.committed(run / "checkpoints")]
+    return [folders.step_of(folder) for folder in folders.committed(run / "checkpoints")]
 
 
 def aside(run: Path) -> list[Path]:
@@ -60,10 +60,10 @@ def test_ls(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "7.5" in told
     rows = json.loads(file.read_text())
     assert [(row["step"], row["score"]) for row in rows] == [(9, None), *SCORES.items()]
-    folders = [Path(row["folder"]) for row in rows]
+    found = [Path(row["folder"]) for row in rows]
     [old] = aside(run)
-    assert folders == [old / "step-0000009", *commit.committed(run / "checkpoints")]
-    sizes = [sum(f.stat().st_size for f in folder.iterdir()) for folder in folders]
+    assert found == [old / "step-0000009", *folders.committed(run / "checkpoints")]
+    sizes = [sum(f.stat().st_size for f in folder.iterdir()) for folder in found]
     assert [row["bytes"] for row in rows] == sizes
     assert tree(run) == before
 
@@ -119,10 +119,17 @@ def test_prune(
     assert "nothing to remove" in capsys.readouterr().out
 
 
+def test_prune_keeps_by_itself_what_the_recipe_keeps(run: Path) -> None:
+    keep = {"checkpoint": {"keep_last": 2, "keep_every": 4, "keep_best": 0}}
+    write(run / "recipe.yaml", DISTILL | keep)
+    assert main(["checkpoint", "prune", str(run)]) == 0
+    assert steps(run) == [4, 6, 8]
+
+
 def test_prune_never_removes_the_newest_whole_one(run: Path) -> None:
     for step in (6, 8):
-        flip(commit.step_folder(run / "checkpoints", step) / "state.json")
-    (commit.step_folder(run / "checkpoints", 4) / "COMMIT.json").unlink()
+        flip(folders.step_folder(run / "checkpoints", step) / "state.json")
+    (folders.step_folder(run / "checkpoints", 4) / "COMMIT.json").unlink()
     assert main(["checkpoint", "prune", str(run), "--keep-last", "1"]) == 0
     assert {2, 8} <= set(steps(run))
 
@@ -131,7 +138,7 @@ def test_prune_where_nothing_is_whole_removes_nothing(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for step in SCORES:
-        flip(commit.step_folder(run / "checkpoints", step) / "state.json")
+        flip(folders.step_folder(run / "checkpoints", step) / "state.json")
     before = tree(run)
     assert "no checkpoint verifies" in refused(capsys, "checkpoint", "prune", run)
     assert tree(run) == before

@@ -1,0 +1,97 @@
+"""Signs of life: heartbeat.json for whoever looks at a run's folder, and each rank's watchdog."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+from stack.util import exits
+from stack.util.files import write_json
+
+HEARTBEAT = "heartbeat.json"
+_EVERY = 5.0
+"""Seconds between two writings of the heartbeat."""
+_LATER = 30.0
+"""Seconds after the watchdog's limit at which a process is ended that cannot run Python."""
+
+_STDERR = 2
+"""As the operating system numbers it."""
+
+
+class Pulse:
+    """Told of every iteration.
+
+    heartbeat.json holds the step, the steps in all, the Unix time, seconds a step takes, and
+    where the first rank runs. When no iteration ends for ``limit`` seconds, a rank writes the
+    stacks of all its threads to its standard error and ends with status 75.
+
+    Args:
+        folder: of the run. limit: seconds, 0 for no watchdog. silent: write no heartbeat, on a
+            rank that is not the first.
+    """
+
+    def __init__(self, folder: Path, limit: float, total: int, *, silent: bool = False) -> None:
+        self.folder, self.limit, self.total, self.silent = folder, limit, total, silent
+        self.step = 0
+        self._first: tuple[int, float] | None = None
+        self._last = self._written = time.monotonic()
+        self._closed = threading.Event()
+        if limit:
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def beat(self, step: int) -> None:
+        """``step`` iterations are done."""
+        self.step, self._last = step, time.monotonic()
+        if self.limit:
+            # By a thread that needs no interpreter: one that is stuck in a library may hold it.
+            faulthandler.dump_traceback_later(self.limit + _LATER, exit=True, file=_STDERR)
+        if self._first is None or self._last - self._written >= _EVERY:
+            self._first = self._first or (step, self._last)
+            self.write()
+
+    def write(self) -> None:
+        """Write the heartbeat now."""
+        self._written = time.monotonic()
+        if self.silent:
+            return
+        first, since = self._first or (self.step, self._written)
+        done = self.step - first
+        write_json(
+            self.folder / HEARTBEAT,
+            {
+                "step": self.step,
+                "total_steps": self.total,
+                "wall": time.time(),
+                "seconds_per_step": (self._last - since) / done if done else None,
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "job": os.environ.get("SLURM_JOB_ID"),
+            },
+        )
+
+    def close(self) -> None:
+        """The training is over, for now."""
+        self._closed.set()
+        if self.limit:
+            faulthandler.cancel_dump_traceback_later()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(min(1.0, self.limit / 4)):
+            if time.monotonic() - self._last > self.limit:
+                self._give_up()
+
+    def _give_up(self) -> None:
+        faulthandler.dump_traceback(file=_STDERR)
+        print(
+            f"error: {self.folder}: iteration {self.step}: no progress for {self.limit:g} s "
+            "(parallel.watchdog); the stacks of this rank's threads are above; checkpoints are "
+            "whole, start again with --resume",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(exits.PEER_LOST)
