@@ -1,8 +1,9 @@
 """A run's starts and ends, put together from what its folder holds.
 
-    metrics.jsonl   events of the training: start, resume, stopped, failed, finished
-    heartbeat.json  its last sign of life
-    jobs.jsonl      what slurm/env.sh notes around it: a job's begin and end, with its status
+    metrics.jsonl     events of the training: start, resume, stopped, failed, finished
+    heartbeat.json    its last sign of life
+    heartbeats.jsonl  that of each earlier start
+    jobs.jsonl        what slurm/env.sh notes around it: a job's begin and end, with its status
 
 All times are Unix times in seconds.
 """
@@ -11,22 +12,29 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import islice, zip_longest
+from math import inf
 from pathlib import Path
 from typing import Any
 
-from stack.util.files import fsync
+from stack.util import exits
+from stack.util.files import fsync, read_json
 
 JOBS = "jobs.jsonl"
+HEARTBEAT, EARLIER_BEATS = "heartbeat.json", "heartbeats.jsonl"
 KILLED = "ended without a word: killed, or its node failed"
+CANCELLED = "cancelled"
+STOPPED = (exits.STOPPED, 128 + signal.SIGTERM, 128 + signal.SIGUSR1)
+"""Statuses after a signal to stop, heeded or come before it could be."""
 
 
 @dataclass
 class Attempt:
-    """One start of a run.
+    """One start of a run, or of one of its trainings.
 
     Args:
         began: when its process did, or its job. step: iterations done then, None if it ended
@@ -35,6 +43,7 @@ class Attempt:
         last: its last sign of life. ended: why it ended, None while nobody has said.
         failed: whether that is an error.
         queued: whether its job has been put back into the queue.
+        training: its folder in the run's folder, where the run is of several.
     """
 
     began: float
@@ -46,17 +55,23 @@ class Attempt:
     finished: bool = False
     failed: bool = False
     queued: bool = False
+    training: str = ""
 
 
 def read_rows(file: Path) -> Iterator[dict[str, Any]]:
     """The lines of a JSON-lines file that can be read; none where there is no file. A machine
-    that went down may have left one cut short."""
-    lines = file.read_text().splitlines() if file.is_file() else []
+    that went down may have left one cut short, with the next start's first row behind it."""
+    lines = file.read_text(errors="replace").splitlines() if file.is_file() else []
     for line in lines:
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            continue
+        readings = map(_row, (line, line[max(0, line.rfind('{"')) :]))
+        yield from islice(filter(None, readings), 1)
+
+
+def _row(text: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return None
 
 
 def note_job(run: Path, event: str, **details: Any) -> None:
@@ -71,45 +86,55 @@ def note_job(run: Path, event: str, **details: Any) -> None:
 
 def trainings(run: Path) -> list[Path]:
     """The folders with a log in a run's folder: itself, or one of each of its trainings."""
-    logs = [run / "metrics.jsonl", *run.glob("*/metrics.jsonl")]
-    found = [(log.stat().st_mtime, log.parent) for log in logs if log.is_file()]
-    return [folder for _, folder in sorted(found)]
+    logs = (run / "metrics.jsonl", *sorted(run.glob("*/metrics.jsonl")))
+    return [log.parent for log in logs if log.is_file()]
 
 
 def attempts(run: Path) -> list[Attempt]:
-    """Every start of a run, in order."""
-    found = [attempt for folder in trainings(run) for attempt in _of_log(folder)]
-    return _with_jobs(sorted(found, key=lambda attempt: attempt.began), run / JOBS)
-
-
-def _of_log(folder: Path) -> list[Attempt]:
+    """Every start of a run, in order. Two trainings of one process are two starts that began at
+    the same time."""
     found: list[Attempt] = []
-    for row in read_rows(folder / "metrics.jsonl"):
-        event = row.get("event")
-        if event in ("start", "resume"):
-            clock = (row["time"], row["time"])
-            began = row.get("began", row.get("wall", 0.0))
-            wall = row.get("wall", began)
-            found.append(Attempt(began, wall, row["step"], row["step"], clock))
-        elif found:
-            _follow(found[-1], row)
-    beat = heartbeat(folder)
-    if found and beat and beat["wall"] > found[-1].last:
-        found[-1].last, found[-1].reached = beat["wall"], beat["step"]
-    return found
+    for folder in trainings(run):
+        own = _of_log(folder)
+        for attempt in own:
+            attempt.training = "" if folder == run else folder.name
+        found += own
+    found.sort(key=lambda attempt: (attempt.began, attempt.last))
+    return _with_jobs(found, run / JOBS)
 
 
 def heartbeat(folder: Path) -> dict[str, Any] | None:
     """The last sign of life of the training in a folder."""
-    file = folder / "heartbeat.json"
-    return json.loads(file.read_text()) if file.is_file() else None
+    file = folder / HEARTBEAT
+    return read_json(file) if file.is_file() else None
+
+
+def _of_log(folder: Path) -> list[Attempt]:
+    log = folder / "metrics.jsonl"
+    rows = list(read_rows(log))
+    # When training time was 0, for rows that do not say when they are of.
+    zero = log.stat().st_mtime - max((row["time"] for row in rows), default=0.0)
+    found: list[Attempt] = []
+    for row in rows:
+        wall = row.get("wall", zero + row["time"])
+        if row.get("event") in ("start", "resume"):
+            clock = (row["time"], row["time"])
+            found.append(Attempt(row.get("began", wall), wall, row["step"], row["step"], clock))
+            continue
+        if not found:  # Early runs do not log their start.
+            found.append(Attempt(zero, zero, 0))
+        _follow(found[-1], row)
+    beat = heartbeat(folder)
+    for row in (*read_rows(folder / EARLIER_BEATS), *([beat] if beat else [])):
+        own = [attempt for attempt in found if attempt.began <= row["wall"]]
+        if own:
+            _move(own[-1], row["wall"] - own[-1].last, row["step"])
+    return found
 
 
 def _follow(attempt: Attempt, row: dict[str, Any]) -> None:
     """What a later line of the log says of the attempt it is of."""
-    began, now = attempt.seconds
-    attempt.last += max(0.0, row["time"] - now)
-    attempt.seconds, attempt.reached = (began, row["time"]), row["step"]
+    _move(attempt, row["time"] - attempt.seconds[1], row["step"])
     match row.get("event"):
         case "finished":
             attempt.ended, attempt.finished = "finished", True
@@ -119,29 +144,49 @@ def _follow(attempt: Attempt, row: dict[str, Any]) -> None:
             attempt.ended, attempt.failed = row["reason"], True
 
 
+def _move(attempt: Attempt, seconds: float, step: int) -> None:
+    """An attempt was alive so long after its last sign of life, at some iteration."""
+    (began, until), more = attempt.seconds, max(0.0, seconds)
+    attempt.seconds, attempt.last = (began, until + more), attempt.last + more
+    attempt.reached = max(attempt.reached, step)
+
+
 def _with_jobs(found: list[Attempt], file: Path) -> list[Attempt]:
-    """The same with what jobs.jsonl knows, and with the jobs that ended before any training."""
-    jobs = [row for row in read_rows(file) if row["event"] == "begin"]
-    ends = [row for row in read_rows(file) if row["event"] == "end"]
-    for job, after in zip_longest(jobs, jobs[1:]):
-        until = after["wall"] if after else float("inf")
-        end = next((row for row in ends if job["wall"] <= row["wall"] < until), None)
+    """The same with what jobs.jsonl knows, and with the jobs in which no training began."""
+    rows = list(read_rows(file))
+    begins = [number for number, row in enumerate(rows) if row["event"] == "begin"]
+    for number, after in zip_longest(begins, begins[1:]):
+        job, end = rows[number], _end_of(rows[number], rows[number + 1 :])
+        next_one = rows[after] if after else None
+        until = min(row["wall"] if row else inf for row in (next_one, end))
         own = [attempt for attempt in found if job["wall"] <= attempt.began < until]
-        if not own and (end or after):
+        if not own:
             own = [Attempt(job["wall"], job["wall"])]
             found.append(own[0])
-        if own:
-            own[0].began = job["wall"]
-        if own and end:
+        own[0].began = job["wall"]
+        if end:
             _close(own[-1], end)
-    found.sort(key=lambda attempt: attempt.began)
+    found.sort(key=lambda attempt: (attempt.began, attempt.last))
     for attempt in found[:-1]:
         attempt.ended = attempt.ended or KILLED
     return found
 
 
+def _end_of(job: dict[str, Any], later: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The end of a job that began, in the lines after that; another may have begun meanwhile."""
+    own = next((row for row in later if row["job"] == job["job"]), None)
+    return own if own and own["event"] == "end" else None
+
+
 def _close(attempt: Attempt, end: dict[str, Any]) -> None:
-    attempt.last = max(attempt.last, end["wall"])
-    attempt.queued = end["requeue"]
+    """What a job's end says of its last attempt."""
+    status, again = end["status"], end["requeue"]
+    if status is not None:  # Else it was found to have ended, when the next one would begin.
+        attempt.last = max(attempt.last, end["wall"])
+    attempt.queued = again
     if attempt.ended is None:
-        attempt.ended, attempt.failed = end["reason"], not end["requeue"]
+        attempt.ended, attempt.finished = end["reason"], status == 0
+        stopped = status in STOPPED or end["reason"] == CANCELLED
+        attempt.failed = not (again or attempt.finished or stopped)
+    elif not (again or attempt.finished):
+        attempt.ended = f"{attempt.ended}; {end['reason']}"

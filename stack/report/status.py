@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from itertools import pairwise
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from stack.checkpoint import folders
-from stack.report.journal import Attempt, attempts, heartbeat, read_rows, trainings
+from stack.report.journal import JOBS, Attempt, attempts, heartbeat, read_rows
 from stack.util.errors import UserError
 
 PATIENCE = 120.0
 """Seconds without a heartbeat, besides a few iterations, after which a run counts as silent."""
 _ITERATIONS = 5
+LOADING = 600.0
+"""The same from a job's begin to its first iteration."""
 
 HEALTH = {
     "skipped": "skipped",
@@ -30,8 +33,8 @@ HEALTH = {
 """Figures of health, and their names in the log."""
 
 BOUNDS = {
-    "skipped": (1, "{:.0f} iterations were skipped: a loss or gradient was not finite"),
-    "bad_samples": (1, "{:.0f} damaged samples were replaced"),
+    "skipped": (1, "iterations skipped, a loss or gradient not being finite: {:.0f}"),
+    "bad_samples": (1, "damaged samples replaced: {:.0f}"),
     "clipped": (0.2, "{:.0%} of the ratios are at r_min or r_max"),
     "discriminator_accuracy": (0.95, "the discriminator is right {:.0%} of the time"),
     "data_wait": (0.1, "{:.0%} of the time goes into waiting for data"),
@@ -52,23 +55,20 @@ def status(run: Path, now: float | None = None) -> dict[str, Any]:
         UserError: not a run's folder.
     """
     now = time.time() if now is None else now
-    past = attempts(run)
-    if not (past or (run / "recipe.yaml").is_file() or (run / "jobs.jsonl").is_file()):
+    if not any((run / name).is_file() for name in ("recipe.yaml", "metrics.jsonl", JOBS)):
         raise UserError(f"{run}: not a run folder (no recipe.yaml, no log); give one with a run")
-    log = next(reversed(trainings(run)), run)
-    beat = heartbeat(log) or {}
-    last = _last_figures(log)
-    step, total, pace = (
-        beat.get("step", last.get("step", 0)),
-        beat.get("total_steps"),
-        beat.get("seconds_per_step"),
-    )
+    past = attempts(run)
+    trained = [attempt for attempt in past if attempt.step is not None]
+    log = run / trained[-1].training if trained else run
+    beat, last = heartbeat(log) or {}, _last_figures(log)
+    step = trained[-1].reached if trained else 0
+    total, pace = beat.get("total_steps"), beat.get("seconds_per_step")
     health = {name: last[key] for name, key in HEALTH.items() if key in last}
     health["losses"] = {key[5:]: value for key, value in last.items() if key.startswith("loss/")}
     health["warnings"] = warnings(health)
     return {
         "run": str(run),
-        "state": state_of(past, beat, now),
+        "state": state_of(past, beat, now, parts_left=log != run and not _has_teacher(run)),
         "reason": past[-1].ended if past else None,
         "step": step,
         "total_steps": total,
@@ -82,36 +82,58 @@ def status(run: Path, now: float | None = None) -> dict[str, Any]:
     }
 
 
-def state_of(past: list[Attempt], beat: dict[str, Any], now: float) -> str:
-    """One word for where a run is."""
+def state_of(
+    past: list[Attempt], beat: dict[str, Any], now: float, *, parts_left: bool = False
+) -> str:
+    """One word for where a run is.
+
+    Args:
+        parts_left: a training that has finished is not the last thing that the run does.
+    """
     if not past:
         return "new"
     last = past[-1]
-    if last.finished:
+    if last.finished and not parts_left:
         return "finished"
-    if last.ended is not None:
+    if last.ended is not None and not last.finished:
         return "queued" if last.queued else "failed" if last.failed else "stopped"
     patience = PATIENCE + _ITERATIONS * (beat.get("seconds_per_step") or 0)
+    if last.step is None or last.finished:
+        patience = LOADING
     return "running" if now - last.last < patience else "silent"
 
 
 def restarts(past: list[Attempt]) -> list[dict[str, Any]]:
-    """What was lost from each start to the next, and why."""
+    """What was lost from each start to the next that trained, and why."""
     rows = []
-    for before, after in pairwise(past):
-        step = before.reached if after.step is None else after.step
-        kept = after.seconds[0] if after.step is not None else before.seconds[1]
+    for number, (before, after) in enumerate(pairwise(past), 1):
+        if None not in (before.step, after.step) and before.training != after.training:
+            continue  # The next part of the same run.
+        step, lost_steps, lost_seconds = _lost(past[:number], past[number:])
         rows.append(
             {
                 "wall": after.began,
                 "step": step,
                 "reason": before.ended,
-                "lost_steps": max(0, before.reached - step) if before.step is not None else 0,
-                "lost_seconds": max(0.0, before.seconds[1] - kept),
+                "lost_steps": lost_steps,
+                "lost_seconds": lost_seconds,
                 "away_seconds": max(0.0, after.began - before.last),
             }
         )
     return rows
+
+
+def _lost(past: list[Attempt], later: list[Attempt]) -> tuple[int, int, float]:
+    """Where the run went on after the last of some attempts, and the steps and seconds of that
+    attempt which were lost; none as long as it has not gone on."""
+    for resumed in later:
+        if resumed.step is not None:
+            before = past[-1]
+            steps, seconds = before.reached - resumed.step, before.seconds[1] - resumed.seconds[0]
+            if before.step is None or before.training != resumed.training:
+                steps, seconds = 0, 0.0
+            return resumed.step, max(0, steps), max(0.0, seconds)
+    return max(attempt.reached for attempt in past), 0, 0.0
 
 
 def warnings(health: dict[str, Any]) -> list[str]:
@@ -121,14 +143,21 @@ def warnings(health: dict[str, Any]) -> list[str]:
         for name, (bound, text) in BOUNDS.items()
         if health.get(name, 0) >= bound
     ]
-    broken = [name for name, value in health["losses"].items() if value != value]
-    return found + [f"loss {name} is not a number" for name in broken]
+    broken = [name for name, value in health["losses"].items() if not isfinite(value)]
+    return found + [f"loss {name} is not finite" for name in broken]
 
 
 def _goodput(past: list[Attempt]) -> float | None:
-    busy = sum(attempt.last - attempt.began for attempt in past)
-    trained = [attempt for attempt in past if attempt.step is not None]
-    return min(1.0, trained[-1].seconds[1] / busy) if trained and busy > 0 else None
+    busy, seen = 0.0, 0.0
+    kept: dict[str, tuple[float, float]] = {}
+    for attempt in past:
+        busy += max(0.0, attempt.last - max(attempt.began, seen))
+        seen = max(seen, attempt.last)
+        if attempt.step is not None:
+            first, _ = kept.get(attempt.training, attempt.seconds)
+            kept[attempt.training] = (first, attempt.seconds[1])
+    trained = sum(until - first for first, until in kept.values())
+    return min(1.0, trained / busy) if kept and busy > 0 else None
 
 
 def _last_figures(folder: Path) -> dict[str, Any]:
@@ -142,8 +171,14 @@ def _last_figures(folder: Path) -> dict[str, Any]:
 
 def _last_checkpoint(folder: Path, now: float) -> dict[str, Any] | None:
     """The newest committed one; whether it is whole, ``stack checkpoint verify`` tells."""
-    there = folders.committed(folder / "checkpoints")
-    if not there:
+    marks = [found / folders.COMMIT for found in folders.committed(folder / "checkpoints")]
+    mark = next((mark for mark in reversed(marks) if mark.is_file()), None)
+    if mark is None:
         return None
-    age = now - (there[-1] / folders.COMMIT).stat().st_mtime
-    return {"folder": str(there[-1]), "step": folders.step_of(there[-1]), "age_seconds": age}
+    age = max(0.0, now - mark.stat().st_mtime)
+    return {"folder": str(mark.parent), "step": folders.step_of(mark.parent), "age_seconds": age}
+
+
+def _has_teacher(run: Path) -> bool:
+    """Whether a run of several trainings has come to its end, which is a teacher."""
+    return (run / "teacher").is_dir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -80,7 +81,8 @@ def slowest(times: Sequence[tuple[float, float]]) -> dict[str, float]:
 
 def memory(ranks: Ranks) -> dict[str, float]:
     """Peak memory of the fullest rank, GB: of its process, and of tensors on its GPU."""
-    peaks = {"memory/host_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIGA}
+    unit = 1 if sys.platform == "darwin" else 1024  # Bytes of ru_maxrss.
+    peaks = {"memory/host_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIGA}
     if torch.cuda.is_available():
         peaks["memory/gpu_gb"] = torch.cuda.max_memory_allocated() / GIGA
     every = ranks.gather(peaks)

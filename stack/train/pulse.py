@@ -10,10 +10,10 @@ import threading
 import time
 from pathlib import Path
 
+from stack.report.journal import EARLIER_BEATS, HEARTBEAT
 from stack.util import exits
 from stack.util.files import write_json
 
-HEARTBEAT = "heartbeat.json"
 _EVERY = 5.0
 """Seconds between two writings of the heartbeat."""
 _LATER = 30.0
@@ -27,8 +27,10 @@ class Pulse:
     """Told of every iteration.
 
     heartbeat.json holds the step, the steps in all, the Unix time, seconds a step takes, and
-    where the first rank runs. When no iteration ends for ``limit`` seconds, a rank writes the
-    stacks of all its threads to its standard error and ends with status 75.
+    where the first rank runs; the last one of an earlier start goes to heartbeats.jsonl. When no
+    iteration ends for ``limit`` seconds, a rank writes the stacks of all its threads to its
+    standard error and ends with status 75 (1 if it is stuck in a library that keeps Python from
+    running).
 
     Args:
         folder: of the run. limit: seconds, 0 for no watchdog. silent: write no heartbeat, on a
@@ -50,8 +52,11 @@ class Pulse:
         if self.limit:
             # By a thread that needs no interpreter: one that is stuck in a library may hold it.
             faulthandler.dump_traceback_later(self.limit + _LATER, exit=True, file=_STDERR)
-        if self._first is None or self._last - self._written >= _EVERY:
-            self._first = self._first or (step, self._last)
+        if self._first is None:
+            self._first = (step, self._last)
+            self._put_aside()
+            self.write()
+        elif self._last - self._written >= _EVERY:
             self.write()
 
     def write(self) -> None:
@@ -73,6 +78,13 @@ class Pulse:
                 "job": os.environ.get("SLURM_JOB_ID"),
             },
         )
+
+    def _put_aside(self) -> None:
+        """Keep the last sign of life of an earlier start: it tells what was lost."""
+        file = self.folder / HEARTBEAT
+        if file.is_file() and not self.silent:
+            with (self.folder / EARLIER_BEATS).open("a") as earlier:
+                earlier.write(" ".join(file.read_text().split()) + "\n")
 
     def close(self) -> None:
         """The training is over, for now."""

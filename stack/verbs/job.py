@@ -7,18 +7,14 @@ a loop (an error at every start). What tells them apart is progress: a newer che
 from __future__ import annotations
 
 import os
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stack.checkpoint import folders
-from stack.report.journal import JOBS, note_job, read_rows
+from stack.report.journal import CANCELLED, JOBS, STOPPED, note_job, read_rows
 from stack.util import exits
 from stack.util.errors import UserError
-
-_STOPPED = (exits.STOPPED, 128 + signal.SIGTERM, 128 + signal.SIGUSR1)
-"""Statuses after a signal to stop, heeded or come before it could be."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +33,17 @@ def begin(run: Path, limits: Limits) -> int:
     """Note that a job begins; returns 0.
 
     Raises:
-        UserError: this job has begun too often without progress.
+        UserError: this job has begun too often without progress; noted as its end.
     """
     job, step = os.environ.get("SLURM_JOB_ID"), progress(run)
     past = [row for row in read_rows(run / JOBS) if row["job"] == job]
     idle = crashes(past, step)
     if idle >= limits.crashes:
+        reason = f"{idle} starts without progress beyond step {step} (MAX_CRASHES)"
+        note_job(run, "end", job=job, status=None, step=step, reason=reason, requeue=False)
         raise UserError(
-            f"{run}: job {job} has begun {idle} times without progress beyond step {step}; see "
-            f"stack status and {run}/logs, mend the cause, then submit it anew"
+            f"{run}: job {job}: {reason}; see stack status and {run}/logs, mend the cause, then "
+            "submit it anew"
         )
     nodes, tasks = os.environ.get("SLURM_JOB_NODELIST"), os.environ.get("SLURM_NTASKS")
     restart = os.environ.get("SLURM_RESTART_COUNT", "0")
@@ -75,21 +73,24 @@ def decide(
     Args:
         past: its lines of jobs.jsonl. step: of its newest checkpoint.
     """
-    if state.startswith("CANCELLED"):
-        return False, "cancelled"
     if status == 0:
         return False, "finished"
+    if state.startswith("CANCELLED"):
+        return False, CANCELLED
     if status == exits.USER_ERROR:
-        return False, "an error to mend (status 2; the log says which)"
-    if status in _STOPPED:
-        stops = sum(row["event"] == "end" and row["status"] in _STOPPED for row in past)
+        return False, "status 2: an error to mend, which the log says"
+    if status in STOPPED:
+        stops = sum(row["event"] == "end" and row["status"] in STOPPED for row in past)
         if stops >= limits.stops:
-            return False, f"stopped by a signal for the {stops + 1}th time (MAX_STOPS)"
+            return False, f"stopped by a signal {stops + 1} times (MAX_STOPS)"
         return True, "stopped by a signal"
+    reason = f"status {status}"
+    if status == exits.PEER_LOST:
+        reason += ": a rank was gone, silent or stuck"
     idle = crashes(past, step)
     if idle >= limits.crashes:
-        return False, f"status {status}, {idle} starts without progress (MAX_CRASHES)"
-    return True, f"status {status}"
+        return False, f"{reason}; {idle} starts without progress (MAX_CRASHES)"
+    return True, reason
 
 
 def crashes(past: list[dict[str, Any]], step: int) -> int:
@@ -99,7 +100,7 @@ def crashes(past: list[dict[str, Any]], step: int) -> int:
     stopped = False
     for row in reversed(past):
         if row["event"] == "end":
-            stopped = row["status"] in _STOPPED
+            stopped = row["status"] in STOPPED
         elif row["step"] < step:
             break
         else:

@@ -8,40 +8,71 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from stack.report.status import status
+from stack.util.errors import UserError
 from stack.util.files import write_json
 
 _COLOURS = {"running": "green", "finished": "green", "failed": "red", "silent": "red"}
+_FIGURES = {
+    "memory": {
+        "gpu_gb": "{:.3g} GB on the fullest GPU",
+        "host_gb": "{:.3g} GB in the largest process",
+    },
+    "waits": {"data_wait": "data {:.1%}", "save_wait": "saves {:.1%}"},
+    "ratios": {
+        "clipped": "{:.1%} at a clip",
+        "discriminator_accuracy": "discriminator right {:.1%} of the time",
+    },
+    "mishaps": {"skipped": "{:.0f} skipped iterations", "bad_samples": "{:.0f} damaged samples"},
+}
+"""Figures of health that one line says."""
 
 
 def show_status(runs: Sequence[Path], *, json_file: Path | None = None) -> int:
-    """Print one run in full, or several as a table; returns 0.
+    """Print one run in full, or several as a table, below which those are named that cannot be
+    read; returns 0.
 
     Raises:
-        UserError: one is not a run's folder.
+        UserError: none is a run's folder.
     """
-    found = [status(run) for run in runs]
-    console = Console(highlight=False)
-    if len(found) == 1:
+    found, refused = _read(runs)
+    if not found:
+        raise UserError(refused[0])
+    console = Console(highlight=False, emoji=False)
+    if len(runs) == 1:
         _whole(console, found[0])
     else:
         _table(console, found)
+    for text in refused:
+        console.print(f"not shown: {escape(text)}", soft_wrap=True)
     if json_file:
-        write_json(json_file, found[0] if len(found) == 1 else found)
+        write_json(json_file, found[0] if len(runs) == 1 else found)
     return 0
+
+
+def _read(runs: Sequence[Path]) -> tuple[list[dict[str, Any]], list[str]]:
+    """What there is to say of runs, and why nothing of others."""
+    found, refused = [], []
+    for run in runs:
+        try:
+            found.append(status(run))
+        except UserError as error:
+            refused.append(str(error))
+    return found, refused
 
 
 def _whole(console: Console, row: dict[str, Any]) -> None:
     colour = _COLOURS.get(row["state"], "yellow")
-    console.print(f"{row['run']}: [{colour}]{row['state']}[/]")
+    console.print(f"{escape(row['run'])}: [{colour}]{row['state']}[/]", soft_wrap=True)
     for name, text in _facts(row).items():
-        console.print(f"  {name:12} {text}", soft_wrap=True)
+        console.print(f"  {name:12} {escape(text)}", soft_wrap=True)
     for name, value in row["health"]["losses"].items():
-        console.print(f"  loss {name:7} {value:.4g}")
+        console.print(f"  {f'loss {name}':18} {value:.4g}")
     for text in row["health"]["warnings"]:
-        console.print(f"  [yellow]look[/]         {text}", soft_wrap=True)
+        console.print(f"  [yellow]look[/]         {escape(text)}", soft_wrap=True)
     if row["restarts"]:
         _restarts(console, row["restarts"])
 
@@ -60,25 +91,23 @@ def _facts(row: dict[str, Any]) -> dict[str, str]:
     if row["goodput"] is not None:
         facts["goodput"] = f"{row['goodput']:.1%} of the time under way"
     health = row["health"]
-    for name, unit in (("gpu_gb", "GB on the fullest GPU"), ("host_gb", "GB in the largest rank")):
-        if name in health:
-            facts["memory"] = f"{health[name]:.3g} {unit}"
-            break
-    if "data_wait" in health:
-        facts["waits"] = f"data {health['data_wait']:.1%}, saves {health['save_wait']:.1%}"
+    for title, figures in _FIGURES.items():
+        told = [text.format(health[name]) for name, text in figures.items() if name in health]
+        if told:
+            facts[title] = ", ".join(told)
     if "rank_lag" in health:
         facts["slowest"] = f"rank {health['slowest_rank']:.0f}, by {health['rank_lag']:.1%}"
     return facts
 
 
 def _restarts(console: Console, rows: list[dict[str, Any]]) -> None:
-    table = Table(title=f"{len(rows)} restarts", title_justify="left")
+    table = Table(title=f"restarts: {len(rows)}", title_justify="left")
     for title in ("at step", "lost", "away", "because"):
         table.add_column(title, overflow="fold")
     for row in rows:
         lost = f"{row['lost_steps']} steps, {duration(row['lost_seconds'])}"
-        cells = (str(row["step"]), lost, duration(row["away_seconds"]), row["reason"])
-        table.add_row(*cells)
+        away, reason = duration(row["away_seconds"]), escape(row["reason"])
+        table.add_row(str(row["step"]), lost, away, reason)
     console.print(table)
 
 
@@ -91,7 +120,7 @@ def _table(console: Console, rows: list[dict[str, Any]]) -> None:
         colour = _COLOURS.get(row["state"], "yellow")
         last, rate, good = row["last_checkpoint"], row["images_per_second"], row["goodput"]
         table.add_row(
-            row["run"],
+            escape(row["run"]),
             f"[{colour}]{row['state']}[/]",
             _step(row),
             f"{rate:.0f}" if rate else "-",
@@ -110,10 +139,10 @@ def _step(row: dict[str, Any]) -> str:
 
 def duration(seconds: float) -> str:
     """A time that people can take in: 12 s, 3 min, 4 h 05, 6 d 02 h."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds / 60:.0f} min"
     whole = timedelta(seconds=round(seconds))
     hours, rest = divmod(whole.seconds, 3600)
-    return f"{whole.days} d {hours:02} h" if whole.days else f"{hours} h {rest // 60:02}"
+    if whole.days:
+        return f"{whole.days} d {hours:02} h"
+    if hours:
+        return f"{hours} h {rest // 60:02}"
+    return f"{rest // 60} min" if rest >= 60 else f"{rest} s"

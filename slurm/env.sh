@@ -1,0 +1,135 @@
+# shellcheck shell=bash
+# What every script of this folder sources: the environment, the ranks, and what becomes of a job
+# when its training ends. README.md explains the variables.
+
+set -uo pipefail
+trap : TERM USR1 # The steps stop and save; this shell lives on to put the job back.
+
+fail() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+[[ -n ${SLURM_JOB_ID:-} ]] || fail "no Slurm job; submit with sbatch"
+ROOT=${ROOT:-$SLURM_SUBMIT_DIR}
+cd "$ROOT" || fail "ROOT: $ROOT: no such folder"
+[[ -f stack/__main__.py ]] ||
+    fail "ROOT: $ROOT: not the repository; submit from there, or set ROOT"
+
+# --- The environment -------------------------------------------------------------------------
+
+if [[ -n ${MODULES:-} ]]; then
+    # shellcheck disable=SC2086 # Several names.
+    module load $MODULES || fail "MODULES: $MODULES: module load failed"
+fi
+
+BOX=()      # What a command runs inside of,
+SRUN_BOX=() # or what srun is told to run it inside of.
+case ${CONTAINER:-} in
+"")
+    VENV=${VENV:-$ROOT/.venv}
+    [[ -x $VENV/bin/python ]] || fail "VENV: $VENV: no bin/python; see slurm/README.md, Install"
+    PATH=$VENV/bin:$PATH
+    ;;
+*.sif)
+    [[ -f $CONTAINER ]] || fail "CONTAINER: $CONTAINER: no such file; see slurm/README.md, Install"
+    BOX=(apptainer exec --nv --bind "${MOUNTS:-$ROOT}" --pwd "$ROOT" "$CONTAINER")
+    ;;
+*)
+    SRUN_BOX=(--container-image="$CONTAINER" --container-workdir="$ROOT"
+        --container-mounts="${MOUNTS:-$ROOT:$ROOT}")
+    ;;
+esac
+
+export HF_HOME=${HF_HOME:-$HOME/.cache/huggingface}
+export HF_HUB_OFFLINE=1 # Nodes ask no hub: what is missing, `stack fetch` brings from a login node.
+export PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1 # A crash leaves its stack in the rank's log.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
+
+# Ranks meet on the first node, where this shell runs, at a port that other jobs do not have.
+MASTER_ADDR=${MASTER_ADDR:-$(hostname)}
+MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}
+export MASTER_ADDR MASTER_PORT
+
+export NCCL_DEBUG=${NCCL_DEBUG:-WARN} # Its errors name host and peer.
+# A collective that hangs ends in an error (after parallel.timeout), not in silence, and every rank
+# writes down its last collectives.
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=${TORCH_NCCL_ASYNC_ERROR_HANDLING:-1}
+export TORCH_NCCL_TRACE_BUFFER_SIZE=${TORCH_NCCL_TRACE_BUFFER_SIZE:-2000}
+export TORCH_NCCL_DUMP_ON_TIMEOUT=${TORCH_NCCL_DUMP_ON_TIMEOUT:-1}
+
+# --- Ranks -----------------------------------------------------------------------------------
+
+# once COMMAND...: run it here, in the environment.
+once() {
+    if ((${#SRUN_BOX[@]})); then
+        srun --nodes=1 --ntasks=1 --overlap --gres=none "${SRUN_BOX[@]}" "$@"
+    else
+        "${BOX[@]}" "$@"
+    fi
+}
+
+# ranks LOGS COMMAND...: run it as one task a rank, each with a log of its own in a folder.
+ranks() {
+    local logs=$1
+    shift
+    mkdir -p "$logs" || fail "$logs: cannot be made"
+    echo "$(date -Is) job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $SLURM_NTASKS ranks, logs in $logs"
+    # A rank that fails leaves the others GRACE seconds to say why and end; then they are killed. Killed
+    # at once, they could not tell.
+    export TORCH_NCCL_DEBUG_INFO_TEMP_FILE=$logs/nccl-
+    srun --kill-on-bad-exit=0 --wait="${GRACE:-60}" --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
+        --output="$logs/rank-%t.log" "${SRUN_BOX[@]}" "${BOX[@]}" bash slurm/rank.sh "$@"
+}
+
+# settle RECIPE [field=value...]: find the run's folder, OUT, and what to say of it, FIELDS.
+settle() {
+    local recipe=$1 field
+    shift
+    [[ -f $recipe ]] || fail "RECIPE: $recipe: no such file"
+    OUT=${OUT:-runs/$(basename "$recipe" .yaml)}
+    for field in "$@"; do
+        [[ $field == out=* ]] && OUT=${field#out=}
+    done
+    FIELDS=()
+    [[ -n ${TEACHER:-} ]] && FIELDS+=("teacher.path=$TEACHER")
+    [[ -n ${DATA:-} ]] && FIELDS+=("data.folders=[$DATA]")
+    FIELDS+=("$@" "out=$OUT")
+}
+
+# --- Jobs ------------------------------------------------------------------------------------
+
+# train RECIPE [field=value...]: distil on all ranks, on from where an earlier job came to; then put
+# the job back into the queue, if it was stopped or lost a rank, and makes progress.
+train() {
+    local recipe=$1 logs status state
+    settle "$@"
+    once python -m stack job begin "$OUT" --max-crashes "${MAX_CRASHES:-3}" || exit 2
+    logs=$OUT/logs/$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}
+    ranks "$logs" python -m stack distill "$recipe" "${FIELDS[@]}" --resume
+    status=$?
+    tell "$logs"
+    # A job that Slurm is ending (scancel) is not RUNNING any more.
+    state=$(scontrol show job -o "$SLURM_JOB_ID" | grep -o 'JobState=[A-Z_]*')
+    if once python -m stack job end "$OUT" --status "$status" --state "${state#JobState=}" \
+        --max-crashes "${MAX_CRASHES:-3}" --max-stops "${MAX_STOPS:-20}"; then
+        scontrol requeue "$SLURM_JOB_ID" && sleep 60 # Until Slurm ends this shell.
+    fi
+    exit "$status"
+}
+
+# doctor RECIPE [field=value...]: stack doctor on all ranks; its findings are the job's output.
+doctor() {
+    local recipe=$1 logs status
+    settle "$@"
+    logs=$OUT/logs/$SLURM_JOB_ID-doctor
+    ranks "$logs" python -m stack doctor "$recipe" "${FIELDS[@]}"
+    status=$?
+    cat "$logs/rank-0.log"
+    exit "$status"
+}
+
+# tell LOGS: the errors in ranks' logs, the most frequent first.
+tell() {
+    cat "$1"/rank-*.log | grep '^error: ' | sort | uniq -c | sort -rn | head -5 >&2
+}

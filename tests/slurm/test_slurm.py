@@ -1,0 +1,327 @@
+"""The scripts of slurm/ on a real Slurm: a job that is preempted, signalled, loses ranks and a
+node, runs out of time, and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.pipeline import ROOT, World, assert_same_state, run_stack
+from tests.slurm.cluster import Cluster, cluster, missing, until
+
+SCRIPTS = sorted((ROOT / "slurm").glob("*.sbatch"))
+SMALL = ["--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1"]
+PATIENCE = 240
+"""Seconds that a start may take on a busy machine."""
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(missing() is not None, reason=f"no Slurm: {missing()}"),
+]
+
+FIELDS = [
+    "data.global_batch=8",
+    "gan.resolutions=[8, 4]",
+    "gan.width=8",
+    "log.every=1",
+    "log.sample_every=0",
+    "checkpoint.every=10",
+    "parallel.timeout=60",
+    "parallel.watchdog=20",
+]
+"""The digits recipe, on a teacher and pictures that are made in seconds."""
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with cluster(tmp_path_factory.mktemp("slurm") / "root", nodes=3) as made:
+        yield made
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
+def test_shellcheck() -> None:
+    scripts = [*SCRIPTS, *(ROOT / "slurm").glob("*.sh")]
+    done = subprocess.run(
+        ["shellcheck", "-x", "-P", ROOT, *scripts], capture_output=True, text=True
+    )
+    assert done.stdout == ""
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_slurm_takes_every_script(slurm: Cluster, script: Path) -> None:
+    small = ["--cpus-per-task=1", "--gpus=1"] if "--array" in script.read_text() else SMALL
+    nodes = [] if "--array" in script.read_text() else ["--nodes=2"]
+    slurm.run("sbatch", "--test-only", *nodes, *small, str(script))
+
+
+class Job:
+    """A submitted script and its run folder."""
+
+    def __init__(
+        self, slurm: Cluster, world: World, run: Path, *arguments: str, **env: str
+    ) -> None:
+        self.slurm, self.run = slurm, run
+        settings = {
+            "ROOT": str(ROOT),
+            "RECIPE": "recipes/digits_js.yaml",
+            "TEACHER": str(world.teacher),
+            "DATA": str(world.data),
+            "OUT": str(run),
+            "VENV": sys.prefix,
+            "GRACE": "5",
+        }
+        output = f"--output={run}.out"
+        self.number = slurm.run(
+            "sbatch", "--parsable", *SMALL, output, *arguments, **(settings | env)
+        ).strip()
+
+    @property
+    def state(self) -> str:
+        return self.slurm.job(self.number).get("JobState", "")
+
+    @property
+    def restarts(self) -> int:
+        return int(self.slurm.job(self.number).get("Restarts", "0"))
+
+    def told(self) -> str:
+        """What the job and its ranks have said, for messages of failed tests."""
+        logs = [self.run.with_name(f"{self.run.name}.out"), *self.run.glob("logs/*/*.log")]
+        return "\n".join(f"== {log}\n{log.read_text()[-4000:]}" for log in logs if log.exists())
+
+    def wait(self, state: str) -> None:
+        until(lambda: self.state == state, f"{state}, is {self.state}: {self.told()}", PATIENCE)
+
+    def step(self) -> int:
+        """Iterations that the log tells of, the newest row's."""
+        log = self.run / "metrics.jsonl"
+        lines = log.read_text().splitlines() if log.exists() else []
+        rows = [json.loads(line) for line in lines if line.endswith("}")]
+        return rows[-1]["step"] if rows and "event" not in rows[-1] else 0
+
+    def advance(self) -> None:
+        """Wait until this start of the job has done some iterations and saved."""
+
+        def advanced() -> bool:
+            begun = self.events("start", "resume")
+            if len(begun) < len(self.notes("begin")) or not begun:
+                return False
+            return min(self.step(), self.saved() + 10) > begun[-1]["step"] + 12
+
+        until(advanced, f"progress: {self.told()}", PATIENCE)
+
+    def saved(self) -> int:
+        names = [path.name for path in self.run.glob("checkpoints/step-*")]
+        return max((int(name.removeprefix("step-")) for name in names), default=0)
+
+    def again(self, restarts: int) -> None:
+        """Wait until the job has been put back so often and has begun once more; Slurm would let it
+        lie for two minutes."""
+        until(lambda: self.restarts >= restarts, f"restart {restarts}: {self.told()}", PATIENCE)
+
+        time.sleep(3)  # A credential of the same second would still count as revoked.
+
+        def begun() -> bool:
+            now = ("scontrol", "update", f"jobid={self.number}", "StartTime=now")
+            self.slurm.run(*now, check=False)
+            return len(self.notes("begin")) > restarts
+
+        until(begun, f"start {restarts}: {self.told()}", PATIENCE)
+
+    def events(self, *kinds: str) -> list[dict[str, Any]]:
+        return [row for row in _rows(self.run / "metrics.jsonl") if row.get("event") in kinds]
+
+    def notes(self, *kinds: str) -> list[dict[str, Any]]:
+        return [row for row in _rows(self.run / "jobs.jsonl") if row["event"] in kinds]
+
+    def rank(self, number: int) -> psutil.Process:
+        """The process that is a rank now."""
+        for process in psutil.process_iter():
+            try:
+                found = process.environ()
+            except psutil.Error:
+                continue
+            mine = found.get("SLURM_JOB_ID") == self.number and found.get("RANK") == str(number)
+            if mine and "stack" in process.cmdline():
+                return process
+        raise AssertionError(f"no rank {number}")
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def preempt(job: Job) -> None:
+    job.slurm.run(
+        "sbatch",
+        "--partition=urgent",
+        "--nodes=3",
+        "--exclusive",
+        "--output=/dev/null",
+        "--wrap=sleep 2",
+    )
+
+
+def usr1(job: Job) -> None:
+    job.slurm.run("scancel", "--signal=USR1", job.number)
+
+
+def kill_a_rank(job: Job) -> None:
+    job.rank(2).send_signal(signal.SIGKILL)
+
+
+def stop_a_rank(job: Job) -> None:
+    job.rank(1).send_signal(signal.SIGSTOP)
+
+
+def run_out_of_time(job: Job) -> None:
+    """The limit is set to the next full minute but one; the signal comes 30 s before."""
+    hours, minutes, _ = job.slurm.job(job.number)["RunTime"].split(":")
+    limit = int(hours) * 60 + int(minutes) + 1
+    job.slurm.run("scontrol", "update", f"jobid={job.number}", f"TimeLimit={limit}")
+
+
+DISTURBANCES = [
+    # what, status that stack job end is told (None: nobody is there to tell), its reason
+    (preempt, 85, "SIGTERM"),
+    (usr1, 85, "SIGUSR1"),
+    (kill_a_rank, 137, None),
+    (stop_a_rank, None, None),
+    (run_out_of_time, 85, "SIGUSR1"),
+]
+
+
+def alone(world: World, run: Path, fields: list[str]) -> None:
+    """The same run on four ranks of this machine, without Slurm."""
+    local = ["parallel.backend=ddp", "parallel.processes=4", f"out={run}"]
+    paths = [f"teacher.path={world.teacher}", f"data.folders=[{world.data}]"]
+    done = run_stack("distill", "recipes/digits_js.yaml", *fields, *paths, *local)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_run_that_is_disturbed_in_every_way_ends_as_one_that_is_not(
+    slurm: Cluster, world: World, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    fields = [*FIELDS, "iterations=150"]
+    arguments = ["--nodes=2", "--time=30", "--signal=USR1@30", "slurm/coyo_js.sbatch", *fields]
+    job = Job(slurm, world, run, *arguments)
+    for number, (disturb, status, reason) in enumerate(DISTURBANCES, 1):
+        job.advance()
+        disturb(job)
+        job.again(number)
+        slurm.run("scontrol", "update", f"jobid={job.number}", "TimeLimit=30")
+        end = job.notes("end")[-1]
+        assert end["requeue"], job.told()
+        if status:
+            assert end["status"] == status, (disturb.__name__, job.told())
+        if reason:
+            assert job.events("stopped")[-1]["reason"] == reason
+    assert "no progress for 20 s (parallel.watchdog)" in job.told()
+    job.wait("COMPLETED")
+
+    expected = tmp_path / "expected"
+    alone(world, expected, fields)
+    assert_same_state(run, expected)
+    facts = tmp_path / "status.json"
+    assert run_stack("status", str(run), "--json", str(facts)).returncode == 0
+    found = json.loads(facts.read_text())
+    assert found["state"] == "finished"
+    assert found["step"] == found["total_steps"] == 150
+    reasons = [restart["reason"] for restart in found["restarts"]]
+    assert len(reasons) == len(DISTURBANCES), reasons
+    assert reasons[0] == "SIGTERM"
+
+
+def test_a_run_that_loses_a_node_goes_on_without_it_and_then_on_fewer(
+    slurm: Cluster, world: World, tmp_path: Path
+) -> None:
+    run, expected = tmp_path / "run", tmp_path / "expected"
+    fields = [*FIELDS, "iterations=60"]
+    job = Job(slurm, world, run, "--nodes=2", "slurm/coyo_js.sbatch", *fields)
+    job.advance()
+    lost = {process.pid: process for process in (job.rank(2), job.rank(3))}
+    daemon = slurm.daemons["slurmd-n2"]
+    for process in [psutil.Process(daemon.pid), *lost.values()]:
+        process.kill()
+    until(lambda: slurm.nodes_in("down") == ["n2"], "n2 down")
+    job.again(1)
+    job.wait("COMPLETED")
+    alone(world, expected, fields)
+    assert_same_state(run, expected)
+    slurm.start_node("n2")
+
+    more = ["iterations=64", "parallel.micro_batch=2"]
+    smaller = Job(slurm, world, run, "--nodes=1", "slurm/coyo_js.sbatch", *FIELDS, *more)
+    smaller.wait("COMPLETED")
+    commit = json.loads((run / "checkpoints" / "step-0000064" / "COMMIT.json").read_text())
+    assert commit["world_size"] == 2
+    assert [row["step"] for row in smaller.events("resume", "finished")][-2:] == [60, 64]
+
+
+def test_a_job_that_goes_in_circles_is_left_alone(
+    slurm: Cluster, world: World, tmp_path: Path
+) -> None:
+    """A rank that dies at every start."""
+    (tmp_path / "broken").mkdir()
+    script = "import os\nif os.environ.get('RANK') == '1':\n    os._exit(9)\n"
+    (tmp_path / "broken" / "sitecustomize.py").write_text(script)
+    path = str(tmp_path / "broken")
+    job = Job(
+        slurm, world, tmp_path / "run", "-N1", "slurm/coyo_js.sbatch", *FIELDS, PYTHONPATH=path
+    )
+    for restart in (1, 2):
+        job.again(restart)
+    job.wait("FAILED")
+    assert [row["requeue"] for row in job.notes("end")] == [True, True, False]
+    assert "3 starts without progress" in job.notes("end")[-1]["reason"]
+
+
+def test_a_mistake_is_told_once(slurm: Cluster, world: World, tmp_path: Path) -> None:
+    nowhere = str(tmp_path / "nowhere")
+    job = Job(slurm, world, tmp_path / "run", "-N1", "slurm/coyo_js.sbatch", TEACHER=nowhere)
+    job.wait("FAILED")
+    assert slurm.job(job.number)["ExitCode"] == "2:0"
+    assert [row["requeue"] for row in job.notes("end")] == [False]
+    assert f"{nowhere}" in (tmp_path / "run.out").read_text()
+
+
+def test_scancel_saves_and_means_it(slurm: Cluster, world: World, tmp_path: Path) -> None:
+    job = Job(slurm, world, tmp_path / "run", "-N1", "slurm/coyo_js.sbatch", *FIELDS)
+    job.advance()
+    slurm.run("scancel", job.number)
+    until(lambda: job.notes("end"), f"an end: {job.told()}")
+    job.wait("CANCELLED")
+    assert [row["requeue"] for row in job.notes("end")] == [False]
+    assert job.saved() == job.events("stopped")[-1]["step"]
+
+
+def test_doctor_on_all_nodes(slurm: Cluster, world: World, tmp_path: Path) -> None:
+    job = Job(slurm, world, tmp_path / "run", "-N2", "slurm/doctor.sbatch", *FIELDS)
+    job.wait("COMPLETED")
+    told = (tmp_path / "run.out").read_text()
+    assert "collectives" in told
+    assert "0 failed" in told
+
+
+def test_latents_of_several_folders(slurm: Cluster, world: World, tmp_path: Path) -> None:
+    """More folders than tasks."""
+    for name in ("a", "b", "c"):
+        shutil.copytree(world.shards, tmp_path / "shards" / name)
+    array = ["--array=3-4", "--ntasks-per-node=1", "--gpus-per-node=0", "--gpus=1", "-N1"]
+    places = {"SHARDS": str(tmp_path / "shards"), "DATA": str(tmp_path / "latents")}
+    job = Job(
+        slurm, world, tmp_path / "x", *array, "slurm/coyo_latents.sbatch", DEVICE="cpu", **places
+    )
+    made = [tmp_path / "latents" / name / "manifest.json" for name in ("a", "b", "c")]
+    until(lambda: all(file.exists() for file in made), job.told(), PATIENCE)
