@@ -139,7 +139,6 @@ def _drop(folders: list[Path], keep: Keep) -> None:
     """Remove those that need not be kept. What cannot be removed does no harm: the next start
     sweeps it."""
     try:
-        fsync(folders[-1].parent)
         for old in superfluous(folders, keep):
             trash(old)
     except OSError as error:
@@ -200,6 +199,7 @@ def _commit(staging: Path, final: Path, mark: Mapping[str, Any], listings: list[
         if old.exists():
             os.rename(old, final)
         raise
+    fsync(final.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -27,7 +27,7 @@ from stack.util.files import fsync, read_json
 JOBS = "jobs.jsonl"
 HEARTBEAT, EARLIER_BEATS = "heartbeat.json", "heartbeats.jsonl"
 KILLED = "ended without a word: killed, or its node failed"
-CANCELLED = "cancelled"
+CANCELLED = "ended by Slurm: cancelled, or a node failed"
 STOPPED = (exits.STOPPED, 128 + signal.SIGTERM, 128 + signal.SIGUSR1)
 """Statuses after a signal to stop, heeded or come before it could be."""
 
@@ -166,7 +166,7 @@ def _with_jobs(found: list[Attempt], file: Path) -> list[Attempt]:
         own[0].began = job["wall"]
         if end:
             _close(own[-1], end)
-    found.sort(key=lambda attempt: (attempt.began, attempt.last))
+    found.sort(key=lambda attempt: attempt.began)
     for attempt in found[:-1]:
         attempt.ended = attempt.ended or KILLED
     return found

@@ -130,9 +130,10 @@ def _lost(past: list[Attempt], later: list[Attempt]) -> tuple[int, int, float]:
         if resumed.step is not None:
             before = past[-1]
             steps, seconds = before.reached - resumed.step, before.seconds[1] - resumed.seconds[0]
-            if before.step is None or before.training != resumed.training:
+            other = before.step is None or before.training != resumed.training
+            if other or steps <= 0:  # What came after the last step was a save, no work.
                 steps, seconds = 0, 0.0
-            return resumed.step, max(0, steps), max(0.0, seconds)
+            return resumed.step, steps, max(0.0, seconds)
     return max(attempt.reached for attempt in past), 0, 0.0
 
 

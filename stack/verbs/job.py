@@ -75,7 +75,7 @@ def decide(
     """
     if status == 0:
         return False, "finished"
-    if state.startswith("CANCELLED"):
+    if state.startswith(("CANCELLED", "COMPLETING")):
         return False, CANCELLED
     if status == exits.USER_ERROR:
         return False, "status 2: an error to mend, which the log says"

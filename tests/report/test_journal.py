@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from stack.report.journal import KILLED, Attempt, attempts, heartbeat, note_job, read_rows
+from stack.report.journal import (
+    CANCELLED,
+    KILLED,
+    Attempt,
+    attempts,
+    heartbeat,
+    note_job,
+    read_rows,
+)
 from stack.util.errors import UserError
 from tests.report.journals import (
     beat,
@@ -120,8 +128,8 @@ CASES: dict[str, tuple[dict[str, Any], list[Attempt]]] = {
         [one(90, last=155, seconds=TIMES, ended="SIGUSR1; stopped by a signal 21 times")],
     ),
     "cancelled before it could say so": (
-        {"log": LOG, "jobs": [begin(90), end(155, 137, "cancelled")]},
-        [one(90, last=155, seconds=TIMES, ended="cancelled")],
+        {"log": LOG, "jobs": [begin(90), end(155, 137, CANCELLED)]},
+        [one(90, last=155, seconds=TIMES, ended=CANCELLED)],
     ),
     "killed for the last time": (
         {"log": LOG, "jobs": [begin(90), end(155, 137, "status 137")]},
@@ -172,10 +180,10 @@ CASES: dict[str, tuple[dict[str, Any], list[Attempt]]] = {
     "a job whose end comes after another's begin": (
         {
             "log": [*LOG, start(200, step=5, time=25.0)],
-            "jobs": [begin(90), begin(160, job="8"), end(170, 137, "cancelled")],
+            "jobs": [begin(90), begin(160, job="8"), end(170, 137, CANCELLED)],
         },
         [
-            one(90, last=170, seconds=TIMES, ended="cancelled"),
+            one(90, last=170, seconds=TIMES, ended=CANCELLED),
             one(160, last=200, step=5, reached=5, seconds=(25.0, 25.0)),
         ],
     ),

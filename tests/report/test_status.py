@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from stack.report.journal import KILLED, Attempt, attempts
+from stack.report.journal import CANCELLED, KILLED, Attempt, attempts
 from stack.report.status import BOUNDS, HEALTH, LOADING, PATIENCE, restarts, status, warnings
 from stack.util.errors import UserError
 from tests.report.journals import (
@@ -114,7 +114,7 @@ STATES: dict[str, tuple[str, float, dict[str, Any]]] = {
         },
     ),
     "stopped by hand": ("stopped", 160, {"log": [*LOG, ended("stopped", 10, 50.0, "SIGINT")]}),
-    "cancelled": ("stopped", 160, {"log": LOG, "jobs": [JOB, end(160, 143, "cancelled")]}),
+    "cancelled": ("stopped", 160, {"log": LOG, "jobs": [JOB, end(160, 143, CANCELLED)]}),
     "failed": ("failed", 160, {"log": [*LOG, ended("failed", 10, 50.0, "no disk")]}),
     "failed before training": ("failed", 160, {"jobs": [JOB, end(95, 2, "status 2")]}),
     "given up": ("failed", 160, {"log": LOG, "jobs": [JOB, end(160, 1, "3 starts")]}),
@@ -147,6 +147,7 @@ TRAININGS = [
     (1, 0, False, 45, "running", 2, 0),
     (1, 0, False, 400, "silent", 2, 0),
     (2, 0, False, 100, "running", 4, 0),
+    (2, 0, False, 50 + LOADING - 1, "running", 4, 0),
     (2, 0, False, 50 + LOADING + 1, "silent", 4, 0),
     (2, 2, False, 150, "running", 3, 0),
     (2, 3, False, 150, "running", 6, 0),
@@ -155,18 +156,10 @@ TRAININGS = [
 ]
 
 
-@pytest.mark.parametrize(("vae", "unet", "teacher", "now", "state", "step", "count"), TRAININGS)
-def test_a_teachers_two_trainings(
-    vae: int,
-    unet: int,
-    teacher: bool,
-    now: float,
-    state: str,
-    step: int,
-    count: int,
-    tmp_path: Path,
-) -> None:
+@pytest.mark.parametrize("case", TRAININGS)
+def test_a_teachers_two_trainings(case: tuple[Any, ...], tmp_path: Path) -> None:
     """One process began at 10: vae from 20 to 50, unet from 60 to 120."""
+    vae, unet, teacher, now, state, step, count = case
     write_run(tmp_path)
     log = [start(20, began=10), row(2, 20.0), ended("finished", 4, 30.0)]
     write_run(tmp_path / "vae", log=log[: vae + 1])
@@ -193,6 +186,15 @@ def test_the_share_of_two_trainings(tmp_path: Path) -> None:
     assert found["goodput"] == pytest.approx((30 + 20) / (80 + 20))
     [restart] = found["restarts"]
     assert (restart["lost_steps"], restart["lost_seconds"], restart["away_seconds"]) == (2, 20, 140)
+
+
+def test_what_a_finished_training_did_is_not_lost(tmp_path: Path) -> None:
+    """Though a crash came between it and the next one."""
+    write_run(tmp_path, jobs=[begin(5), begin(100), end(110, 1), begin(200)])
+    write_run(tmp_path / "vae", log=[start(20, began=10), ended("finished", 4, 30.0)])
+    write_run(tmp_path / "unet", log=[start(220, began=210)])
+    found = status(tmp_path, now=221)["restarts"]
+    assert [(one["lost_steps"], one["lost_seconds"]) for one in found] == [(0, 0), (0, 0)]
 
 
 GOODPUTS: dict[str, tuple[float | None, dict[str, Any]]] = {
@@ -247,8 +249,10 @@ def test_what_a_crash_lost_is_told_once_and_where_it_belongs(tmp_path: Path) -> 
     ]
 
 
-def test_going_on_after_the_last_save_lost_nothing() -> None:
-    before = Attempt(0, 100, 0, 10, (0, 80), "SIGTERM")
+@pytest.mark.parametrize("reached", [9, 10])
+def test_going_on_after_the_last_save_lost_nothing(reached: int) -> None:
+    """The log may not have come as far as the save, which may have taken its time."""
+    before = Attempt(0, 100, 0, reached, (0, 95), "SIGTERM")
     [found] = restarts([before, Attempt(90, 200, 10, 20, (80.5, 180))])
     assert (found["lost_steps"], found["lost_seconds"], found["away_seconds"]) == (0, 0, 0)
 

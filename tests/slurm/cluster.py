@@ -42,7 +42,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,bf_interval=2
-SlurmdTimeout=10
+SlurmdTimeout=5
 SlurmctldTimeout=10
 InactiveLimit=0
 KillWait=5

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stack.cli import main
-from stack.report.journal import read_rows
+from stack.report.journal import CANCELLED, read_rows
 from stack.report.status import status
 from tests.report.journals import save
 
@@ -49,15 +49,15 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
 ENDS = {
     # status, state of the job: whether it goes back into the queue, and why it ended
     (0, "RUNNING"): (False, "finished"),
-    (0, "CANCELLED"): (False, "finished"),
+    (0, "COMPLETING"): (False, "finished"),
     (2, "RUNNING"): (False, "status 2: an error to mend, which the log says"),
     (85, "RUNNING"): (True, "stopped by a signal"),
     (85, "PREEMPTED"): (True, "stopped by a signal"),
     (85, ""): (True, "stopped by a signal"),
     (143, "RUNNING"): (True, "stopped by a signal"),
     (138, "RUNNING"): (True, "stopped by a signal"),
-    (85, "CANCELLED"): (False, "cancelled"),
-    (137, "CANCELLED+"): (False, "cancelled"),
+    (85, "COMPLETING"): (False, CANCELLED),
+    (137, "CANCELLED"): (False, CANCELLED),
     (75, "RUNNING"): (True, "status 75: a rank was gone, silent or stuck"),
     (1, "RUNNING"): (True, "status 1"),
     (137, "NODE_FAIL"): (True, "status 137"),
@@ -121,10 +121,11 @@ SEQUENCES = {
     "with progress in between": ([CRASH, CRASH, moving(CRASH), CRASH, CRASH, CRASH, CRASH], 6),
     "a preemption is no progress": ([CRASH, CRASH, STOP, CRASH, CRASH], 4),
     "unless it saved": ([CRASH, CRASH, moving(STOP), CRASH, CRASH, CRASH, CRASH], 6),
+    "nodes that fail before a preemption": ([GONE, GONE, STOP, CRASH, CRASH], 4),
     "preemptions are no crashes": ([STOP, STOP, STOP, CRASH, CRASH, CRASH, CRASH], 6),
     "an error to mend": ([moving(CRASH), (2, "RUNNING", 0), CRASH], 2),
     "finished": ([STOP, (0, "RUNNING", 5), CRASH], 2),
-    "cancelled": ([STOP, (85, "CANCELLED", 5), CRASH], 2),
+    "cancelled": ([STOP, (85, "COMPLETING", 5), CRASH], 2),
 }
 
 
@@ -171,12 +172,12 @@ def test_a_job_in_circles_is_told_so_and_the_next_one_is_not_held_to_it(
     assert status(job.run)["state"] == "queued"
 
 
-def test_progress_is_that_of_all_trainings(job: Job) -> None:
-    """A teacher's: vae has come to its end, unet goes on."""
-    save(job.run / "vae", 100)
+@pytest.mark.parametrize(("done", "under_way"), [("vae", "unet"), ("unet", "vae")])
+def test_progress_is_that_of_all_trainings(done: str, under_way: str, job: Job) -> None:
+    save(job.run / done, 100)
     for step in (1, 2, 3, 4):
         assert job.begin() == 0
-        save(job.run / "unet", step)
+        save(job.run / under_way, step)
         assert job.end(1) == 0
 
 
