@@ -19,10 +19,13 @@ cd "$ROOT" || fail "ROOT: $ROOT: no such folder"
 # --- The environment -------------------------------------------------------------------------
 
 if [[ -n ${MODULES:-} ]]; then
+    set +u # Modules' own scripts take unset variables for empty.
     # shellcheck disable=SC2086 # Several names.
     module load $MODULES || fail "MODULES: $MODULES: module load failed"
+    set -u
 fi
 
+export HF_HOME=${HF_HOME:-$HOME/.cache/huggingface}
 BOX=()      # What a command runs inside of,
 SRUN_BOX=() # or what srun is told to run it inside of.
 case ${CONTAINER:-} in
@@ -33,37 +36,35 @@ case ${CONTAINER:-} in
     ;;
 *.sif)
     [[ -f $CONTAINER ]] || fail "CONTAINER: $CONTAINER: no such file; see slurm/README.md, Install"
-    BOX=(apptainer exec --nv --bind "${MOUNTS:-$ROOT}" --pwd "$ROOT" "$CONTAINER")
+    BOX=(apptainer exec --nv --bind "$ROOT,$HF_HOME${MOUNTS:+,$MOUNTS}" --pwd "$ROOT" "$CONTAINER")
     ;;
 *)
     SRUN_BOX=(--container-image="$CONTAINER" --container-workdir="$ROOT"
-        --container-mounts="${MOUNTS:-$ROOT:$ROOT}")
+        --container-mounts="$ROOT:$ROOT,$HF_HOME:$HF_HOME${MOUNTS:+,$MOUNTS}")
     ;;
 esac
 
-export HF_HOME=${HF_HOME:-$HOME/.cache/huggingface}
 export HF_HUB_OFFLINE=1 # Nodes ask no hub: what is missing, `stack fetch` brings from a login node.
 export PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1 # A crash leaves its stack in the rank's log.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 
 # Ranks meet on the first node, where this shell runs, at a port that other jobs do not have.
 MASTER_ADDR=${MASTER_ADDR:-$(hostname)}
-MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}
+MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 12000))}
 export MASTER_ADDR MASTER_PORT
 
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN} # Its errors name host and peer.
-# A collective that hangs ends in an error (after parallel.timeout), not in silence, and every rank
-# writes down its last collectives.
+# A collective that hangs ends in an error (after parallel.timeout), not in silence.
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=${TORCH_NCCL_ASYNC_ERROR_HANDLING:-1}
-export TORCH_NCCL_TRACE_BUFFER_SIZE=${TORCH_NCCL_TRACE_BUFFER_SIZE:-2000}
-export TORCH_NCCL_DUMP_ON_TIMEOUT=${TORCH_NCCL_DUMP_ON_TIMEOUT:-1}
+# Under sbatch --export=... srun would hand on what was named there only, and none of the above.
+unset SLURM_EXPORT_ENV
 
 # --- Ranks -----------------------------------------------------------------------------------
 
-# once COMMAND...: run it here, in the environment.
+# once COMMAND...: run it on the first node, in the environment.
 once() {
     if ((${#SRUN_BOX[@]})); then
-        srun --nodes=1 --ntasks=1 --overlap --gres=none "${SRUN_BOX[@]}" "$@"
+        srun --nodes=1 --ntasks=1 --overlap "${SRUN_BOX[@]}" "$@"
     else
         "${BOX[@]}" "$@"
     fi
@@ -75,9 +76,8 @@ ranks() {
     shift
     mkdir -p "$logs" || fail "$logs: cannot be made"
     echo "$(date -Is) job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $SLURM_NTASKS ranks, logs in $logs"
-    # A rank that fails leaves the others GRACE seconds to say why and end; then they are killed. Killed
-    # at once, they could not tell.
-    export TORCH_NCCL_DEBUG_INFO_TEMP_FILE=$logs/nccl-
+    # Once a rank has ended, the others have GRACE seconds to say why and end; then they are killed.
+    # Killed at once, they could not tell.
     srun --kill-on-bad-exit=0 --wait="${GRACE:-60}" --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
         --output="$logs/rank-%t.log" "${SRUN_BOX[@]}" "${BOX[@]}" bash slurm/rank.sh "$@"
 }
@@ -104,16 +104,18 @@ settle() {
 train() {
     local recipe=$1 logs status state
     settle "$@"
-    once python -m stack job begin "$OUT" --max-crashes "${MAX_CRASHES:-3}" || exit 2
+    local limits=(--max-crashes "${MAX_CRASHES:-3}" --max-stops "${MAX_STOPS:-20}")
+    once python -m stack job begin "$OUT" "${limits[@]}" || exit 2
     logs=$OUT/logs/$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}
     ranks "$logs" python -m stack distill "$recipe" "${FIELDS[@]}" --resume
     status=$?
     tell "$logs"
     # A job that Slurm is ending (scancel) is not RUNNING any more.
-    state=$(scontrol show job -o "$SLURM_JOB_ID" | grep -o 'JobState=[A-Z_]*')
-    if once python -m stack job end "$OUT" --status "$status" --state "${state#JobState=}" \
-        --max-crashes "${MAX_CRASHES:-3}" --max-stops "${MAX_STOPS:-20}"; then
-        scontrol requeue "$SLURM_JOB_ID" && sleep 60 # Until Slurm ends this shell.
+    state=$(patiently scontrol show job -o "$SLURM_JOB_ID" | grep -o 'JobState=[A-Z_]*')
+    state=${state#JobState=}
+    if once python -m stack job end "$OUT" --status "$status" --state "$state" "${limits[@]}"; then
+        patiently scontrol requeue "$SLURM_JOB_ID" && sleep 60 # Until Slurm ends this shell.
+        once python -m stack job end "$OUT" --status "$status" --state REFUSED "${limits[@]}"
     fi
     exit "$status"
 }
@@ -126,10 +128,22 @@ doctor() {
     ranks "$logs" python -m stack doctor "$recipe" "${FIELDS[@]}"
     status=$?
     cat "$logs/rank-0.log"
+    tell "$logs"
     exit "$status"
 }
 
-# tell LOGS: the errors in ranks' logs, the most frequent first.
+# tell LOGS: the errors in ranks' logs, the most frequent first; a traceback's is its last line.
 tell() {
-    cat "$1"/rank-*.log | grep '^error: ' | sort | uniq -c | sort -rn | head -5 >&2
+    cat "$1"/rank-*.log | grep -E '^(\[rank[0-9]+\]: )?([A-Za-z_.]*Error|error): ' |
+        sort | uniq -c | sort -rn | head -5 >&2
+}
+
+# patiently COMMAND...: again for some minutes while it fails, as Slurm's controller is away at times.
+patiently() {
+    local try
+    for try in 1 2 3 4 5; do
+        "$@" && return
+        ((try < 5)) && sleep "${PAUSE:-30}"
+    done
+    return 1
 }

@@ -49,27 +49,18 @@ def add_job(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int
     end = parts.add_parser("end", help="note how it ended; status 0: put it back into the queue")
     for part in (begin, end):
         part.add_argument("run", type=Path, help="run folder")
-        part.add_argument(
-            "--max-crashes",
-            type=positive,
-            default=3,
-            help="starts in a row without progress that are enough (%(default)s)",
-        )
+        for name, count, what in (("crashes", 3, "crashes"), ("stops", 20, "preemptions")):
+            text = f"{what} in a row without progress that are enough (%(default)s)"
+            part.add_argument(f"--max-{name}", type=positive, default=count, help=text)
     end.add_argument("--status", type=int, required=True, help="of srun")
     end.add_argument("--state", default="RUNNING", help="of the job (%(default)s)")
-    end.add_argument(
-        "--max-stops",
-        type=positive,
-        default=20,
-        help="preemptions and time limits that are enough (%(default)s)",
-    )
 
     def run(args: argparse.Namespace) -> int:
         from stack.verbs import job
 
-        if args.part == "begin":
-            return job.begin(args.run, job.Limits(crashes=args.max_crashes))
         limits = job.Limits(args.max_stops, args.max_crashes)
+        if args.part == "begin":
+            return job.begin(args.run, limits)
         return job.end(args.run, args.status, args.state, limits)
 
     return run

@@ -4,6 +4,7 @@ networks and tasks of them. Nothing else reads the recipe."""
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,15 +35,21 @@ class Job:
 
 
 def device_of(name: str) -> torch.device:
-    """The device a recipe names."""
-    if name == "auto":
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
+    """The device a recipe names; of several GPUs the one with this rank's number on the machine."""
+    if name == "auto" and not torch.cuda.is_available():
+        if os.environ.get("SLURM_GPUS_ON_NODE", "0") not in ("", "0"):
+            raise UserError(
+                f"device: auto: the job has GPUs on {socket.gethostname()}, but torch finds none; "
+                "look at its driver (in a container: at --nv), or set device=cpu"
+            )
+        return torch.device("cpu")
+    if name in ("auto", "cuda") and torch.cuda.is_available():
         local, present = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if local >= present:
             raise UserError(
-                f"device: auto: no GPU for rank {local} of this machine, which has {present}; "
-                "start fewer processes, or set device=cpu"
+                f"device: {name}: no GPU for rank {local} of {socket.gethostname()}, which has "
+                f"{present}; start fewer processes, give a task all GPUs of its node, or set "
+                "device=cpu"
             )
         torch.cuda.set_device(local)  # What collectives and other libraries take for granted.
         return torch.device("cuda", local)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,8 +39,8 @@ class Start:
     fork: Path | None = None
 
 
-LAUNCHER = ("jobs.jsonl", "logs")
-"""What slurm/env.sh writes into a run folder, before the run is there too."""
+_NO_RUN = re.compile(r"jobs\.jsonl|logs|slurm-.*\.out|\.doctor-.*")
+"""What Slurm's jobs leave in a run folder, before the run is there too."""
 
 
 def open_run(recipe: Recipe, ranks: Ranks = ALONE, how: Start = Start()) -> Path:
@@ -71,7 +72,7 @@ def _claim(recipe: Recipe, folder: Path, how: Start) -> None:
                 "remove it, or out=FOLDER"
             )
         check_same(load_recipe(stored), recipe, stored)
-    elif folder.exists() and any(path.name not in LAUNCHER for path in folder.iterdir()):
+    elif folder.exists() and not all(_NO_RUN.fullmatch(path.name) for path in folder.iterdir()):
         raise UserError(f"{folder}: holds something that is not a run; choose another out=")
 
 

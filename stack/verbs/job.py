@@ -7,22 +7,36 @@ a loop (an error at every start). What tells them apart is progress: a newer che
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stack.checkpoint import folders
-from stack.report.journal import CANCELLED, JOBS, STOPPED, note_job, read_rows
+from stack.report.journal import (
+    CANCELLED,
+    JOBS,
+    STOPPED,
+    heartbeat,
+    note_job,
+    read_rows,
+    trainings,
+)
 from stack.util import exits
 from stack.util.errors import UserError
+
+REFUSED = "REFUSED"
+"""What slurm/env.sh says instead of a state where Slurm would not take the job back."""
+_FRESH = 60.0
+"""Seconds for which a heartbeat tells that a job is alive."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How often a job is put back.
+    """How often in a row a job is put back that has come to no newer checkpoint.
 
     Args:
-        stops: after a preemption or a time limit. crashes: in a row without progress.
+        stops: after a preemption, a time limit or a node's failure. crashes: after all else.
     """
 
     stops: int = 20
@@ -33,13 +47,15 @@ def begin(run: Path, limits: Limits) -> int:
     """Note that a job begins; returns 0.
 
     Raises:
-        UserError: this job has begun too often without progress; noted as its end.
+        UserError: another job has the run; or this one has begun too often without progress, which
+            is noted as its end.
     """
     job, step = os.environ.get("SLURM_JOB_ID"), progress(run)
-    past = [row for row in read_rows(run / JOBS) if row["job"] == job]
-    idle = crashes(past, step)
-    if idle >= limits.crashes:
-        reason = f"{idle} starts without progress beyond step {step} (MAX_CRASHES)"
+    rows = list(read_rows(run / JOBS))
+    _alone(run, rows, job)
+    crashed, stopped = idle([row for row in rows if row["job"] == job], step)
+    if crashed >= limits.crashes or stopped > limits.stops:
+        reason = f"{crashed + stopped} starts without progress beyond step {step}"
         note_job(run, "end", job=job, status=None, step=step, reason=reason, requeue=False)
         raise UserError(
             f"{run}: job {job}: {reason}; see stack status and {run}/logs, mend the cause, then "
@@ -77,36 +93,56 @@ def decide(
         return False, "finished"
     if state.startswith(("CANCELLED", "COMPLETING")):
         return False, CANCELLED
+    if state == REFUSED:
+        return False, f"status {status}, and scontrol requeue failed; submit it again"
     if status == exits.USER_ERROR:
         return False, "status 2: an error to mend, which the log says"
+    crashed, stopped = idle([*past, {"event": "end", "status": status, "reason": ""}], step)
     if status in STOPPED:
-        stops = sum(row["event"] == "end" and row["status"] in STOPPED for row in past)
-        if stops >= limits.stops:
-            return False, f"stopped by a signal {stops + 1} times (MAX_STOPS)"
+        if stopped > limits.stops:
+            return False, f"stopped by a signal {stopped} times without progress (MAX_STOPS)"
         return True, "stopped by a signal"
     reason = f"status {status}"
     if status == exits.PEER_LOST:
         reason += ": a rank was gone, silent or stuck"
-    idle = crashes(past, step)
-    if idle >= limits.crashes:
-        return False, f"{reason}; {idle} starts without progress (MAX_CRASHES)"
+    if crashed >= limits.crashes:
+        return False, f"{reason}; {crashed} starts without progress (MAX_CRASHES)"
     return True, reason
 
 
-def crashes(past: list[dict[str, Any]], step: int) -> int:
-    """Starts at the end of a job's past that came to no newer checkpoint than ``step``, without
-    having been asked to stop; also those that never told an end."""
-    count = 0
-    stopped = False
+def idle(past: list[dict[str, Any]], step: int) -> tuple[int, int]:
+    """Starts at the end of a job's past that came to no newer checkpoint than ``step``: those that
+    crashed, and those that were stopped by a signal or by Slurm, which lets a job begin anew
+    without an end where a node failed."""
+    crashed = stopped = 0
+    end = None
     for row in reversed(past):
         if row["event"] == "end":
-            stopped = row["status"] in STOPPED
-        elif row["step"] < step:
+            end = row
+            continue
+        if row["step"] < step:
             break
+        if end and end["status"] not in STOPPED and end["reason"] != CANCELLED:
+            crashed += 1
         else:
-            count += not stopped
-            stopped = False
-    return count
+            stopped += 1
+        end = None
+    return crashed, stopped
+
+
+def _alone(run: Path, rows: list[dict[str, Any]], job: str | None) -> None:
+    """Refuse a run in which another job is under way: they would write over each other."""
+    last = rows[-1] if rows else None
+    if last is None or last["event"] == "end" or last["job"] == job:
+        return
+    beats = [heartbeat(folder) for folder in trainings(run)]
+    signs = [beat["wall"] for beat in beats if beat and beat["job"] == last["job"]]
+    age = time.time() - max(signs, default=0.0)
+    if age < _FRESH:
+        raise UserError(
+            f"{run}: job {last['job']} is at work there, {age:.0f} s ago; scancel it first, or "
+            "choose another OUT"
+        )
 
 
 def progress(run: Path) -> int:

@@ -144,7 +144,7 @@ def test_a_run_that_loses_a_node_goes_on_without_it_and_then_on_fewer(
     slurm: Cluster, world: World, tmp_path: Path
 ) -> None:
     run, expected = tmp_path / "run", tmp_path / "expected"
-    fields = [*FIELDS, "iterations=400"]
+    fields = [*FIELDS, "iterations=250"]
     job = Job(slurm, world, run, "--nodes=2", "slurm/coyo_js.sbatch", *fields)
     job.advance()
     slurm.daemons["slurmd-n2"].kill()
@@ -155,12 +155,12 @@ def test_a_run_that_loses_a_node_goes_on_without_it_and_then_on_fewer(
     assert_same_state(run, expected)
     slurm.start_node("n2")
 
-    more = ["iterations=404", "parallel.micro_batch=2"]
+    more = ["iterations=254", "parallel.micro_batch=2"]
     smaller = Job(slurm, world, run, "--nodes=1", "slurm/coyo_js.sbatch", *FIELDS, *more)
     smaller.wait("COMPLETED")
-    commit = json.loads((run / "checkpoints" / "step-0000404" / "COMMIT.json").read_text())
+    commit = json.loads((run / "checkpoints" / "step-0000254" / "COMMIT.json").read_text())
     assert commit["world_size"] == 2
-    assert [row["step"] for row in smaller.events("resume", "finished")][-2:] == [400, 404]
+    assert [row["step"] for row in smaller.events("resume", "finished")][-2:] == [250, 254]
 
 
 def test_a_job_that_goes_in_circles_is_left_alone(
@@ -201,21 +201,35 @@ def test_scancel_saves_and_means_it(slurm: Cluster, world: World, tmp_path: Path
 
 
 def test_doctor_on_all_nodes(slurm: Cluster, world: World, tmp_path: Path) -> None:
-    job = Job(slurm, world, tmp_path / "run", "-N2", "slurm/doctor.sbatch", *FIELDS)
+    named = "--export=ROOT,RECIPE,TEACHER,DATA,OUT,VENV,GRACE,PATH,HOME"  # And no more.
+    job = Job(slurm, world, tmp_path / "run", named, "-N2", "slurm/doctor.sbatch", *FIELDS)
     job.wait("COMPLETED")
     told = (tmp_path / "run.out").read_text()
     assert "collectives" in told
     assert "0 failed" in told
 
 
-def test_latents_of_several_folders(slurm: Cluster, world: World, tmp_path: Path) -> None:
-    """More folders than tasks."""
+@pytest.mark.parametrize(("array", "parts", "made"), [("0-1", "", "abc"), ("1", "2", "b")])
+def test_latents_of_several_folders(
+    slurm: Cluster, world: World, tmp_path: Path, array: str, parts: str, made: str
+) -> None:
+    """More folders than tasks; then one task of two alone."""
+    job = latents(slurm, world, tmp_path, array, PARTS=parts)
+    files = [tmp_path / "latents" / name / "manifest.json" for name in made]
+    until(lambda: all(file.exists() for file in files), job.told(), PATIENCE)
+    assert sorted(path.name for path in (tmp_path / "latents").iterdir()) == list(made)
+
+
+def test_an_array_with_gaps_needs_its_size(slurm: Cluster, world: World, tmp_path: Path) -> None:
+    job = latents(slurm, world, tmp_path, "1,3", PARTS="")
+    until(lambda: "error: PARTS: unset" in job.told(), "a refusal")
+    assert not (tmp_path / "latents").exists()
+
+
+def latents(slurm: Cluster, world: World, folder: Path, array: str, **env: str) -> Job:
+    """coyo_latents.sbatch over three folders."""
     for name in ("a", "b", "c"):
-        shutil.copytree(world.shards, tmp_path / "shards" / name)
-    array = ["--array=3-4", "--ntasks-per-node=1", "--gpus-per-node=0", "--gpus=1", "-N1"]
-    places = {"SHARDS": str(tmp_path / "shards"), "DATA": str(tmp_path / "latents")}
-    job = Job(
-        slurm, world, tmp_path / "x", *array, "slurm/coyo_latents.sbatch", DEVICE="cpu", **places
-    )
-    made = [tmp_path / "latents" / name / "manifest.json" for name in ("a", "b", "c")]
-    until(lambda: all(file.exists() for file in made), job.told(), PATIENCE)
+        shutil.copytree(world.shards, folder / "shards" / name)
+    tasks = [f"--array={array}", "--ntasks-per-node=1", "--gpus-per-node=0", "--gpus=1", "-N1"]
+    env |= {"SHARDS": str(folder / "shards"), "DATA": str(folder / "latents"), "DEVICE": "cpu"}
+    return Job(slurm, world, folder / "x", *tasks, "slurm/coyo_latents.sbatch", **env)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 
 import pytest
@@ -109,19 +111,19 @@ def moving(end: tuple[int, str, int]) -> tuple[int, str, int]:
 
 SEQUENCES = {
     "preempted": ([STOP] * 30, 21),
-    "preempted, with progress": ([moving(STOP)] * 30, 21),
-    "preempted in all ways": ([(85, "RUNNING", 1), (143, "PREEMPTED", 1), (138, "", 1)] * 10, 21),
+    "preempted, with progress": ([moving(STOP)] * 30, 30),
+    "preempted in all ways": ([(85, "RUNNING", 0), (143, "PREEMPTED", 0), (138, "", 0)] * 10, 21),
     "crashes": ([CRASH] * 9, 3),
     "ranks lost": ([LOST] * 9, 3),
     "killed": ([KILL] * 9, 3),
-    "nodes that fail": ([GONE] * 9, 3),
-    "of all kinds": ([CRASH, GONE, LOST, KILL], 3),
-    "ending with a node that fails": ([CRASH, LOST, GONE, KILL], 3),
+    "nodes that fail": ([GONE] * 30, 21),
+    "of all kinds": ([CRASH, GONE, LOST, KILL, CRASH], 4),
+    "ending with a node that fails": ([CRASH, LOST, GONE, KILL, CRASH], 4),
     "with progress": ([moving(CRASH)] * 30, 30),
     "with progress in between": ([CRASH, CRASH, moving(CRASH), CRASH, CRASH, CRASH, CRASH], 6),
     "a preemption is no progress": ([CRASH, CRASH, STOP, CRASH, CRASH], 4),
     "unless it saved": ([CRASH, CRASH, moving(STOP), CRASH, CRASH, CRASH, CRASH], 6),
-    "nodes that fail before a preemption": ([GONE, GONE, STOP, CRASH, CRASH], 4),
+    "nodes that fail are no crashes": ([GONE, GONE, STOP, CRASH, CRASH, CRASH, CRASH], 6),
     "preemptions are no crashes": ([STOP, STOP, STOP, CRASH, CRASH, CRASH, CRASH], 6),
     "an error to mend": ([moving(CRASH), (2, "RUNNING", 0), CRASH], 2),
     "finished": ([STOP, (0, "RUNNING", 5), CRASH], 2),
@@ -149,7 +151,9 @@ def test_the_limit_of_stops_is_an_option(most: int, job: Job) -> None:
     for number in range(1, most + 2):
         job.begin()
         assert job.end(85, "RUNNING", "--max-stops", str(most)) == (number > most)
-    assert job.last()["reason"] == f"stopped by a signal {most + 1} times (MAX_STOPS)"
+    assert (
+        job.last()["reason"] == f"stopped by a signal {most + 1} times without progress (MAX_STOPS)"
+    )
     assert status(job.run)["state"] == "stopped"
 
 
@@ -188,3 +192,28 @@ def test_bad_options(options: list[str], tmp_path: Path) -> None:
         main(["job", "end", str(tmp_path / "run"), *given])
     assert ended.value.code == 2
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("age", "refused"), [(5, True), (200, False)])
+def test_a_run_that_another_job_has(
+    job: Job, monkeypatch: pytest.MonkeyPatch, age: float, refused: bool
+) -> None:
+    """Until that job has ended, or has given no sign of life for a minute."""
+    job.begin()
+    (job.run / "metrics.jsonl").write_text("")
+    beat = {"wall": time.time() - age, "job": "7", "step": 3}
+    (job.run / "heartbeat.json").write_text(json.dumps(beat))
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    assert job.begin() == (2 if refused else 0)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    job.end(85)
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    assert job.begin() == 0
+
+
+def test_a_job_that_slurm_does_not_take_back(job: Job) -> None:
+    job.begin()
+    assert job.end(85) == 0
+    assert job.end(85, "REFUSED") == 1
+    assert "scontrol requeue failed" in job.last()["reason"]
+    assert status(job.run)["state"] == "stopped"
