@@ -16,7 +16,7 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice, zip_longest
+from itertools import islice, takewhile, zip_longest
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -173,9 +173,11 @@ def _with_jobs(found: list[Attempt], file: Path) -> list[Attempt]:
 
 
 def _end_of(job: dict[str, Any], later: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The end of a job that began, in the lines after that; another may have begun meanwhile."""
-    own = next((row for row in later if row["job"] == job["job"]), None)
-    return own if own and own["event"] == "end" else None
+    """The end of a job that began, in the lines after that; another may have begun meanwhile. Of
+    two, the later one knows better."""
+    own = (row for row in later if row["job"] == job["job"])
+    ends = list(takewhile(lambda row: row["event"] == "end", own))
+    return ends[-1] if ends else None
 
 
 def _close(attempt: Attempt, end: dict[str, Any]) -> None:

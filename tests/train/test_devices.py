@@ -30,9 +30,7 @@ def test_a_gpu_a_rank(monkeypatch: pytest.MonkeyPatch, name: str, rank: int) -> 
 @pytest.mark.usefixtures("gpus")
 def test_more_ranks_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
-    with pytest.raises(
-        UserError, match=r"device: auto: no GPU for rank 1 of .* which has 1; start fewer"
-    ):
+    with pytest.raises(UserError, match=r"device: auto: no GPU for rank 1 of .* has 1; start"):
         device_of("auto")
 
 

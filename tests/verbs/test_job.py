@@ -161,10 +161,12 @@ def test_a_job_in_circles_is_told_so_and_the_next_one_is_not_held_to_it(
     job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job.save(10)
-    for _ in range(3):
+    for requeued in (0, 0, 1):
         assert job.begin() == 0
+        assert job.end(1) == requeued
+    capsys.readouterr()
     assert job.begin() == 2
-    reason = "3 starts without progress beyond step 10 (MAX_CRASHES)"
+    reason = "3 starts without progress beyond step 10"
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {job.run}: job 7: {reason}; see stack status and ")
     found = status(job.run)
