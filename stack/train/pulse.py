@@ -8,6 +8,9 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 
 from stack.report.journal import EARLIER_BEATS, HEARTBEAT
@@ -58,6 +61,15 @@ class Pulse:
             self.write()
         elif self._last - self._written >= _EVERY:
             self.write()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Not an iteration: a picture, an evaluation or a save may take its time. Where ranks wait
+        for each other in one, their collectives give up by themselves."""
+        self._last = inf
+        faulthandler.cancel_dump_traceback_later()
+        yield
+        self.beat(self.step)
 
     def write(self) -> None:
         """Write the heartbeat now."""

@@ -127,11 +127,12 @@ class Trainer:
                     done += 1
                     bar.advance(1, **shown)
                     pulse.beat(done)
-                    score = self._look(done, log)
+                    with pulse.paused():
+                        score = self._look(done, log)
                     reason = self._reason(stop)
                     if self._due(done) or score is not None or reason:
-                        self._save(done, budgets, log, meter, score)
-                    pulse.beat(done)
+                        with pulse.paused():
+                            self._save(done, budgets, log, meter, score)
                 self.state.saver.wait()
                 pulse.write()
                 log.event("stopped" if reason else "finished", done, reason=reason or "")

@@ -124,7 +124,9 @@ def test_a_run_that_is_disturbed_in_every_way_ends_as_one_that_is_not(
             assert end["status"] == status, (disturb.__name__, job.told())
         if reason:
             assert job.events("stopped")[-1]["reason"] == reason
-    assert "no progress for 20 s (parallel.watchdog)" in job.told()
+    logs = [log.read_text() for log in run.glob(f"logs/{job.number}-3/rank-*.log")]
+    told = ("no progress for 20 s (parallel.watchdog)", "a rank is gone or silent")
+    assert any(text in log for text in told for log in logs), "of the rank that was stopped"
     job.wait("COMPLETED")
 
     expected = tmp_path / "expected"

@@ -128,6 +128,7 @@ def test_an_iteration_that_hangs(name: str, tmp_path: Path) -> None:
 SLOW = "for step in range(4, 10): time.sleep(0.4); alive.beat(step)"
 LIVELY = {
     "every iteration is in time": (SLOW, {}),
+    "a save takes its time": ("with alive.paused(): time.sleep(2.5)", {}),
     "no watchdog": ("time.sleep(1.5)", {"limit": 0}),
     "ended in time": ("time.sleep(0.2); alive.close(); time.sleep(2.5)", {"later": 0.5}),
 }
