@@ -90,6 +90,26 @@ def _shards(args: Arguments) -> None:
     _say(args.out, manifest)
 
 
+def _add_import(add: Add) -> None:
+    verb = add(
+        "import",
+        _import,
+        "index an existing WebDataset folder, where it is",
+        "Read every tar of a folder once, such as img2dataset's output, and write an index beside "
+        "it and a manifest; no tar is changed or copied.",
+    )
+    verb.add_argument("folder", metavar="FOLDER", type=Path, help="folder of .tar files")
+    verb.add_argument(
+        "--skip-damaged", action="store_true", help="leave out tars that are cut short, counted"
+    )
+
+
+def _import(args: Arguments) -> None:
+    from data_prep.foreign import import_shards
+
+    _say(args.folder, import_shards(args.folder, skip_damaged=args.skip_damaged))
+
+
 def _add_latents(add: Add) -> None:
     verb = add(
         "latents",
@@ -237,7 +257,8 @@ def build_parser() -> argparse.ArgumentParser:
         verb.set_defaults(run=run)
         return verb
 
-    for add_verb in (_add_digits, _add_shards, _add_latents, _add_captions, _add_verify):
+    verbs_here = (_add_digits, _add_shards, _add_import, _add_latents, _add_captions, _add_verify)
+    for add_verb in verbs_here:
         add_verb(add)
     return parser
 

@@ -11,7 +11,7 @@ import pytest
 
 from data_prep.cli import build_parser, main
 
-VERBS = ("digits", "shards", "latents", "captions", "verify")
+VERBS = ("digits", "shards", "import", "latents", "captions", "verify")
 HEAVY = ("torch", "numpy", "pyarrow", "diffusers", "transformers", "sklearn", "PIL", "pydantic")
 
 
@@ -65,6 +65,7 @@ MISTAKES = [
     (["digits", "out", "--resolution", "4"], garbage, "--resolution: must be at least 8"),
     (["latents", "in", "out", "--vae", "x"], garbage, "in: no such folder of shards"),
     (["captions", "in", "out", "--tokenizer", "x"], garbage, "in: no such folder of shards"),
+    (["import", "in"], lambda folder: (folder / "in").mkdir(), "in: no .tar files in it"),
     (["verify", "in"], lambda folder: (folder / "in").mkdir(), "in/manifest.json: missing"),
 ]
 
