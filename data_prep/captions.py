@@ -9,14 +9,17 @@ import unicodedata
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from data_prep.recaptions import Source, from_json, from_parquet
 from data_prep.shards import Convert, Sample, Tally, output_for, transform
 from stack.data.decode import encode_npy
 from stack.data.index import Manifest, TokenizerInfo
 from stack.nets.text import load_tokenizer, tokenize, tokenizer_hash
 from stack.util.errors import UserError
+from stack.util.files import sha256_file
 
 _URL = re.compile(r"(?:https?://|www\.)\S+", re.IGNORECASE)
 _JOINERS = "\u200c\u200d"
@@ -25,14 +28,38 @@ _JOINERS = "\u200c\u200d"
 _BATCH = 1000
 
 
-def captions(shards: Path, out: Path, *, tokenizer: Path, overwrite: bool = False) -> Manifest:
-    """Write SHARDS anew into OUT with clean captions and `tokens.npy` (uint16, 77)."""
+def captions(
+    shards: Path,
+    out: Path,
+    *,
+    tokenizer: Path,
+    field: str | None = None,
+    recaptions: Path | None = None,
+    column: str = "caption",
+    overwrite: bool = False,
+) -> Manifest:
+    """Write SHARDS anew into OUT with clean captions and `tokens.npy` (uint16, 77).
+
+    Args:
+        field: of the samples' json, to take captions from. recaptions, column: a parquet file
+            keyed by `id`, to take them from. Samples that it lacks keep theirs.
+    """
     before = Manifest.read(shards)
     if not before.holds("txt"):
         raise UserError(f"{shards}: txt: not every sample has a caption")
     digest = tokenizer_hash(tokenizer)
-    origin = {"verb": "captions", "source": before.fingerprint, "tokenizer": digest}
-    convert = _converter(tokenizer)  # Before anything there is overwritten.
+    origin: dict[str, Any] = {
+        "verb": "captions",
+        "source": before.fingerprint,
+        "tokenizer": digest,
+    }
+    other: Source | None = None
+    if field:
+        other, origin["field"] = from_json(field), field
+    if recaptions:
+        other = from_parquet(recaptions, column)
+        origin |= {"recaptions": sha256_file(recaptions), "column": column}
+    convert = _converter(tokenizer, other)  # Before anything there is overwritten.
     folder = output_for(shards, out, origin, overwrite=overwrite)
     known = {"tokenizer": TokenizerInfo(hash=digest)}
     return transform("captions", shards, folder, convert, **known)
@@ -53,14 +80,15 @@ def _visible(character: str) -> str:
     return "" if category == "Cf" and character not in _JOINERS else character
 
 
-def _converter(folder: Path) -> Convert:
+def _converter(folder: Path, other: Source | None) -> Convert:
     tokenizer = load_tokenizer(folder)
     if len(tokenizer) > 2**16:
         raise UserError(f"{folder}: tokenizer: {len(tokenizer)} tokens do not fit into uint16")
 
     def convert(samples: Iterator[Sample], tally: Tally) -> Iterator[Sample]:
         tally.counts.update(changed=0, truncated=0, empty=0)
-        while batch := [_cleaned(sample, tally) for sample in islice(samples, _BATCH)]:
+        chosen = (_recaptioned(sample, other, tally) for sample in samples) if other else samples
+        while batch := [_cleaned(sample, tally) for sample in islice(chosen, _BATCH)]:
             texts = [fields["txt"].decode() for _, fields in batch]
             ids, truncated = tokenize(tokenizer, texts)
             tally.counts.update(truncated=truncated, empty=texts.count(""))
@@ -70,14 +98,25 @@ def _converter(folder: Path) -> Convert:
     return convert
 
 
+def _recaptioned(sample: Sample, other: Source, tally: Tally) -> Sample:
+    text = other(sample)
+    tally.counts["kept_caption" if text is None else "recaptioned"] += 1
+    return sample if text is None else _with_caption(sample, text)
+
+
 def _cleaned(sample: Sample, tally: Tally) -> Sample:
-    key, fields = sample
-    before = fields["txt"].decode(errors="replace")
+    before = sample[1]["txt"].decode(errors="replace")
     after = clean(before)
     if after == before:
         return sample
     tally.counts["changed"] += 1
+    return _with_caption(sample, after)
+
+
+def _with_caption(sample: Sample, text: str) -> Sample:
+    """The sample with another caption; the first one it had stays in its json."""
+    key, fields = sample
     about = json.loads(fields.get("json", b"{}"))
-    about.setdefault("original_caption", before)
+    about.setdefault("original_caption", fields["txt"].decode(errors="replace"))
     described = json.dumps(about, ensure_ascii=False).encode()
-    return key, {**fields, "txt": after.encode(), "json": described}
+    return key, {**fields, "txt": text.encode(), "json": described}

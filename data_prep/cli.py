@@ -166,13 +166,30 @@ def _add_captions(add: Add) -> None:
         required=True,
         help="diffusers pipeline folder",
     )
+    other = verb.add_mutually_exclusive_group()
+    other.add_argument("--field", help="take captions from this field of the samples' json")
+    other.add_argument(
+        "--recaptions",
+        metavar="PARQUET",
+        type=Path,
+        help="take captions from this file, by the column 'id'; samples it lacks keep theirs",
+    )
+    verb.add_argument("--column", default="caption", help="of --recaptions, the text (%(default)s)")
 
 
 def _captions(args: Arguments) -> None:
     _check_input(args.shards)
     from data_prep.captions import captions
 
-    manifest = captions(args.shards, args.out, tokenizer=args.tokenizer, overwrite=args.overwrite)
+    manifest = captions(
+        args.shards,
+        args.out,
+        tokenizer=args.tokenizer,
+        field=args.field,
+        recaptions=args.recaptions,
+        column=args.column,
+        overwrite=args.overwrite,
+    )
     _say(args.out, manifest)
 
 
