@@ -114,7 +114,10 @@ train() {
     state=$(patiently scontrol show job -o "$SLURM_JOB_ID" | grep -o 'JobState=[A-Z_]*')
     state=${state#JobState=}
     if once python -m stack job end "$OUT" --status "$status" --state "$state" "${limits[@]}"; then
-        patiently scontrol requeue "$SLURM_JOB_ID" && sleep 60 # Until Slurm ends this shell.
+        if patiently scontrol requeue "$SLURM_JOB_ID"; then
+            for _ in {1..120}; do sleep 1; done # Until Slurm ends this shell.
+            exit "$status"
+        fi
         once python -m stack job end "$OUT" --status "$status" --state REFUSED "${limits[@]}"
     fi
     exit "$status"

@@ -1,9 +1,8 @@
 """``python -m stack``."""
 
-import sys
-
 import stack.util.clock  # noqa: F401  # First: it notes when.
 from stack.cli import main
+from stack.util.exits import leave
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -16,6 +16,7 @@ from stack.parallel.collectives import ranks_of
 from stack.parallel.fsdp import ShardedWeights
 from stack.parallel.memory import PeakBytes, Traffic
 from stack.train.build_distill import build_distill
+from stack.util.exits import leave
 
 
 def held(task: Any) -> Iterator[Tensor]:
@@ -73,3 +74,4 @@ def main(recipe_file: str, out: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave(0)

@@ -16,6 +16,7 @@ from stack.nets.ema import EMA
 from stack.parallel.collectives import Ranks, ranks_of
 from stack.parallel.mesh import Layout
 from stack.train.optim import adam_weights
+from stack.util.exits import leave
 
 
 def network() -> nn.Module:
@@ -106,3 +107,4 @@ def averages(average: EMA) -> dict[str, Tensor]:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave(0)

@@ -19,6 +19,7 @@ from stack.fdistill.algorithm import Batch, FDistill
 from stack.parallel.collectives import Ranks
 from stack.parallel.local import LocalWeights
 from stack.parallel.zero import ZeroWeights, zero_weights
+from stack.util.exits import leave
 from tests.fdistill.tiny_run import BATCH, batch_of, make
 
 MAX_NORM = {"student": 0.5, "fake": 5.0, "heads": 0.1}
@@ -287,3 +288,4 @@ def main(stage: str, folder: str, *names: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave(0)
