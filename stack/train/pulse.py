@@ -21,7 +21,6 @@ _EVERY = 5.0
 """Seconds between two writings of the heartbeat."""
 _LATER = 30.0
 """Seconds after the watchdog's limit at which a process is ended that cannot run Python."""
-
 _STDERR = 2
 """As the operating system numbers it."""
 
@@ -67,7 +66,7 @@ class Pulse:
         """Not an iteration: a picture, an evaluation or a save may take its time. Where ranks wait
         for each other in one, their collectives give up by themselves."""
         self._last = inf
-        faulthandler.cancel_dump_traceback_later()
+        self._disarm()
         yield
         self.beat(self.step)
 
@@ -101,6 +100,10 @@ class Pulse:
     def close(self) -> None:
         """The training is over, for now."""
         self._closed.set()
+        self._disarm()
+
+    def _disarm(self) -> None:
+        """Only what :meth:`beat` has armed: the process may have another use for it."""
         if self.limit:
             faulthandler.cancel_dump_traceback_later()
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+
+from tests.serving import running
 
 
 class ShardServer(ThreadingHTTPServer):
@@ -97,14 +97,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
-@contextmanager
-def serving(root: Path) -> Iterator[ShardServer]:
+def serving(root: Path) -> AbstractContextManager[ShardServer]:
     """A server of the folder, which stops at the end of the context."""
-    with ShardServer(root) as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    return running(ShardServer(root))

@@ -6,11 +6,9 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -19,6 +17,7 @@ from safetensors.torch import save_file
 from torch import ones
 
 from tests.pipeline import make_teacher
+from tests.serving import running
 
 REPOSITORY, COMMIT = "tiny/pipeline", "0123456789abcdef" * 2 + "01234567"
 UNUSED = (
@@ -174,17 +173,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
-@contextmanager
-def serving(root: Path) -> Iterator[HubServer]:
+def serving(root: Path) -> AbstractContextManager[HubServer]:
     """A server of the repository, which stops at the end of the context."""
-    with HubServer(root) as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    return running(HubServer(root))
 
 
 def use(patch: pytest.MonkeyPatch, server: HubServer, cache: Path) -> None:

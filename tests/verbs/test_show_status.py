@@ -101,7 +101,7 @@ def test_the_reason_of_an_end(
     state: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What looks like markup or an emoji is neither; nothing is wrapped."""
-    reason = f"data.folders: [/work/x] [red] :boom: {'x' * 90}"
+    reason = f"data.folders: [/data/x] [red] :boom: {'x' * 90}"
     log = [start(2100), ended(state, 3, 9.0, reason)]
     lines = show(capsys, write_run(tmp_path / "[b]run", log=log))
     assert lines[0] == f"{tmp_path}/[b]run: {state}"
