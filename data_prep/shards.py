@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
-import io
 import json
 import os
-import struct
-import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zlib_ng.zlib_ng import crc32
-
+from data_prep.tar import TarWriter
 from stack.data.index import (
     MANIFEST,
     Manifest,
@@ -95,22 +93,7 @@ class ShardFolder:
         return None
 
     def _start(self, there: dict[str, Any] | None, overwrite: bool) -> None:
-        if self.out.exists() and not self.out.is_dir():
-            raise UserError(f"{self.out}: is not a folder")
-        if self.out.is_dir() and any(self.out.glob("[!.]*")):
-            if not overwrite:
-                there = there or {}
-                other = [name for name in self.origin if there.get(name) != self.origin[name]]
-                what = f"shards made with another {', '.join(other)}" if there else "other files"
-                raise UserError(
-                    f"{self.out}: holds {what}; name a new folder, or replace the shards in it "
-                    "with --overwrite"
-                )
-            # The manifest first: a folder with one is taken for finished.
-            for pattern in (MANIFEST, JOURNAL, "*.tar", "*.index.npy"):
-                for path in self.out.glob(pattern):
-                    path.unlink()
-        self.out.mkdir(parents=True, exist_ok=True)
+        make_room(self.out, self.origin, there or {}, overwrite=overwrite)
         write_atomic(self.out / JOURNAL, json.dumps(self.origin) + "\n")
 
     def _continue(self) -> None:
@@ -134,7 +117,7 @@ class ShardFolder:
 
     def write(self, name: str, samples: Iterable[Sample], tally: Tally) -> None:
         """Write one shard. Reading `samples` may add to `tally`."""
-        entry = _write_shard(self.out / name, samples, tally)
+        entry = write_shard(self.out, name, samples, tally)
         if entry is None:
             return
         with open(self.out / JOURNAL, "a") as journal:
@@ -150,20 +133,67 @@ class ShardFolder:
 
     def finish(self, **known: Any) -> Manifest:
         """Write the manifest; `known` are its fields that the samples do not tell."""
-        shards = tuple(self.entries[name] for name in sorted(self.entries))
-        if not shards:
+        if not self.entries:
             raise UserError(f"{self.out}: samples: none left to write")
-        manifest = Manifest(
-            samples=self.samples,
-            fields=dict(self.tally.fields),
-            fingerprint=fingerprint(shards),
-            shards=shards,
-            origin=self.origin,
-            **{"resolution": self.tally.resolution, "counts": dict(self.tally.counts), **known},
-        )
+        manifest = manifest_of(self.entries.values(), self.tally, origin=self.origin, **known)
         manifest.write(self.out)
         (self.out / JOURNAL).unlink()
         return manifest
+
+
+def manifest_of(entries: Iterable[ShardEntry], tally: Tally, **known: Any) -> Manifest:
+    """A manifest of shards and what they sum up to; `known` are fields that these do not tell."""
+    shards = tuple(sorted(entries, key=lambda entry: entry.name))
+    told = {"resolution": tally.resolution, "counts": dict(tally.counts), **known}
+    return Manifest(
+        samples=sum(entry.samples for entry in shards),
+        fields={name: count for name, count in tally.fields.items() if count},
+        fingerprint=fingerprint(shards),
+        shards=shards,
+        **told,
+    )
+
+
+def make_room(out: Path, origin: dict[str, Any], there: dict[str, Any], *, overwrite: bool) -> None:
+    """Make a folder that holds no shards and nothing else.
+
+    Args:
+        origin: what its shards are to be made from. there: of the shards that it holds, empty if
+            it holds none. overwrite: remove those.
+
+    Raises:
+        UserError: it holds something, and `overwrite` is off.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is not a folder")
+    if out.is_dir() and any(out.glob("[!.]*")):
+        if not overwrite:
+            other = [name for name in origin if there.get(name) != origin[name]]
+            what = f"shards made with another {', '.join(other)}" if there else "other files"
+            raise UserError(
+                f"{out}: holds {what}; name a new folder, or replace the shards in it "
+                "with --overwrite"
+            )
+        # The manifest first: a folder with one is taken for finished.
+        for pattern in (MANIFEST, JOURNAL, "ledger.sqlite*", "*.tar", "*.index.npy"):
+            for path in out.glob(pattern):
+                path.unlink()
+    out.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing into a folder; a kill gives it free.
+
+    Raises:
+        UserError: another process is writing.
+    """
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process is writing into this folder") from None
+        yield
 
 
 def output_for(source: Path, out: Path, origin: dict[str, Any], *, overwrite: bool) -> ShardFolder:
@@ -173,19 +203,24 @@ def output_for(source: Path, out: Path, origin: dict[str, Any], *, overwrite: bo
     return ShardFolder(out, origin, overwrite=overwrite)
 
 
-def _write_shard(path: Path, samples: Iterable[Sample], tally: Tally) -> ShardEntry | None:
-    """Write a tar and its index under temporary names, then rename them; None for no samples."""
+def write_shard(
+    folder: Path, name: str, samples: Iterable[Sample], tally: Tally
+) -> ShardEntry | None:
+    """Write a tar and its index under temporary names, then rename them; None for no samples.
+    Reading `samples` may add to `tally`."""
+    path = folder / name
     rows: list[tuple[str, Members]] = []
     keys: set[str] = set()
     temporary = path.with_name(f".{path.name}.part")
+    path.parent.mkdir(exist_ok=True)
     with open(temporary, "wb") as file:
-        writer = _TarWriter(file)
+        writer = TarWriter(file)
         for key, fields in samples:
             if key in keys:
                 raise UserError(f"{path}: {key}: two samples have this key")
             keys.add(key)
             ordered = sorted(fields, key=_field_order)
-            places = {name: writer.add(f"{key}.{name}", fields[name]) for name in ordered}
+            places = {part: writer.add(f"{key}.{part}", fields[part]) for part in ordered}
             rows.append((key, places))
             tally.fields.update(ordered)
         size = writer.close()
@@ -196,13 +231,13 @@ def _write_shard(path: Path, samples: Iterable[Sample], tally: Tally) -> ShardEn
         return None
     index = index_bytes(build_index(rows))
     entry = ShardEntry(
-        name=path.name,
+        name=name,
         samples=len(rows),
         bytes=size,
         sha256=writer.hash.hexdigest(),
         index_sha256=hashlib.sha256(index).hexdigest(),
     )
-    write_atomic(path.with_name(entry.index_name), index)
+    write_atomic(folder / entry.index_name, index)
     os.replace(temporary, path)
     fsync(path.parent)
     return entry
@@ -211,43 +246,6 @@ def _write_shard(path: Path, samples: Iterable[Sample], tally: Tally) -> ShardEn
 def _field_order(name: str) -> tuple[int, str]:
     """Latents and token ids last and side by side, so that one read fetches both."""
     return (_ORDER.index(name) if name in _ORDER else _ORDER.index("cls"), name)
-
-
-class _TarWriter:
-    """A plain tar without times, owners or modes, hashed while it is written."""
-
-    def __init__(self, file: io.BufferedWriter) -> None:
-        self.file, self.size, self.hash = file, 0, hashlib.sha256()
-
-    def add(self, name: str, data: bytes) -> tuple[int, int, int]:
-        """Append a member; returns offset, size and crc32 of its bytes."""
-        self._put(_tar_header(name.encode(), len(data)))
-        place = (self.size, len(data), crc32(data))
-        self._put(data + bytes(-len(data) % tarfile.BLOCKSIZE))
-        return place
-
-    def close(self) -> int:
-        """End the archive; returns its size in bytes."""
-        end = self.size + 2 * tarfile.BLOCKSIZE
-        self._put(bytes(2 * tarfile.BLOCKSIZE + -end % tarfile.RECORDSIZE))
-        return self.size
-
-    def _put(self, data: bytes) -> None:
-        self.file.write(data)
-        self.hash.update(data)
-        self.size += len(data)
-
-
-def _tar_header(name: bytes, size: int) -> bytes:
-    """The header of a regular file; what tarfile writes, in a tenth of the time."""
-    if len(name) >= tarfile.LENGTH_NAME or size >= 8**11:
-        info = tarfile.TarInfo(name.decode())
-        info.size = size
-        return info.tobuf(tarfile.GNU_FORMAT)
-    zero = b"0000000"
-    head = (name, b"0000644", zero, zero, b"%011o" % size, b"0" * 11, b" " * 8, b"0", b"ustar  ")
-    header = struct.pack("100s8s8s8s12s12s8sc100x8s247x", *head)
-    return header[:148] + b"%06o\0 " % sum(header) + header[156:]
 
 
 Convert = Callable[[Iterator[Sample], Tally], Iterator[Sample]]

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import re
 import sys
 from collections.abc import Sequence
 
 from stack.arguments import VERBS
 from stack.util import exits
-from stack.util.errors import PeerLostError, UserError
+from stack.util.errors import DENIED, PeerLostError, UserError
 from stack.util.quiet import quiet_libraries
-
-_DENIED = (errno.EACCES, errno.EDQUOT, errno.EISDIR, errno.ENOSPC, errno.EPERM, errno.EROFS)
-"""What the user's disk or folders refuse; any other OSError is a bug."""
 
 _ABOUT = """\
 f-distill: a one-step student from a many-step diffusion teacher
@@ -54,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _fail(str(error))
         return exits.PEER_LOST
     except OSError as error:
-        if error.errno not in _DENIED:
+        if error.errno not in DENIED:
             raise
         return _fail(f"{error.filename or 'disk'}: {error.strerror}")
     except KeyboardInterrupt:

@@ -71,7 +71,8 @@ class Manifest(_Strict):
     `fields` counts, per member suffix, the samples that have it. `resolution` is the side in
     pixels when every image is a square of that side. `counts` are what the steps of preparation
     met (`truncated` captions, `dropped` samples, ...). `origin` is what the folder was made from
-    and with which settings.
+    and with which settings. `replaced` are shards that samples were taken out of, for good; none of
+    them is in the folder any more.
     """
 
     format: Literal[1] = 1
@@ -84,6 +85,7 @@ class Manifest(_Strict):
     origin: dict[str, Any] = {}
     fingerprint: str
     shards: tuple[ShardEntry, ...]
+    replaced: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:

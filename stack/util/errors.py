@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+
+DENIED = (errno.EACCES, errno.EDQUOT, errno.EISDIR, errno.ENOSPC, errno.EPERM, errno.EROFS)
+"""What the user's disk or folders refuse; any other OSError is a bug."""
+
 
 class UserError(Exception):
     """A mistake the user can mend: one line that names file, field, value and what to do.

@@ -11,7 +11,10 @@ import pytest
 
 from data_prep.cli import build_parser, main
 
-VERBS = ("digits", "shards", "import", "latents", "captions", "verify")
+VERBS = (
+    *("filter", "download", "import", "shards", "digits", "latents", "captions"),
+    *("merge", "stats", "verify", "forget", "bench"),
+)
 HEAVY = ("torch", "numpy", "pyarrow", "diffusers", "transformers", "sklearn", "PIL", "pydantic")
 
 

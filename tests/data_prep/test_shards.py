@@ -15,14 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_prep.shards import (
-    JOURNAL,
-    Sample,
-    ShardFolder,
-    Tally,
-    _tar_header,
-    transform,
-)
+from data_prep.shards import JOURNAL, Sample, ShardFolder, Tally, transform
+from data_prep.tar import tar_header
 from stack.data.index import MANIFEST, Manifest, index_shard
 from stack.util.errors import UserError
 
@@ -59,7 +53,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_tar_headers_are_those_of_tarfile(name, size):
     info = tarfile.TarInfo(name)
     info.size = size
-    header = _tar_header(name.encode(), size)
+    header = tar_header(name.encode(), size)
     if len(name) < 100:
         assert header == info.tobuf(tarfile.GNU_FORMAT)
     file = io.BytesIO(header + bytes(min(size, 1024)) + bytes(1024))

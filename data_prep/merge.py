@@ -1,0 +1,85 @@
+"""`data_prep merge`: one manifest for the parts of a folder."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+from data_prep.card import CARD, write_card
+from data_prep.shards import Tally, manifest_of, sole_writer
+from stack.data.index import MANIFEST, Manifest, check_shards
+from stack.util.errors import UserError
+
+_PART = re.compile(r"part-(\d+)-of-(\d+)")
+_ONE = ("resolution", "vae", "tokenizer")
+"""Fields of a manifest in which parts must agree."""
+
+
+def parts_of(folder: Path) -> list[Path]:
+    """The folders FOLDER/part-K-of-N, in order; none if there are none."""
+    found = (path for path in folder.glob("part-*-of-*") if _PART.fullmatch(path.name))
+    return sorted(path for path in found if path.is_dir())
+
+
+def merge(folder: Path) -> Manifest:
+    """Write FOLDER/manifest.json over the shards of all of its parts, where they are.
+
+    Raises:
+        UserError: no parts, one missing or unfinished, or parts that do not belong together.
+    """
+    parts = parts_of(folder)
+    if not parts:
+        raise UserError(f"{folder}: no folders part-K-of-N in it")
+    _check_numbers(folder, parts)
+    if (folder / MANIFEST).is_file() and Manifest.read(folder).origin.get("verb") != "merge":
+        raise UserError(f"{folder}: holds shards of its own beside parts; name a folder of parts")
+    manifests = {part: Manifest.read(part) for part in parts}
+    _check_alike(manifests)
+    entries, tally, replaced = [], Tally(), []
+    for part, manifest in manifests.items():
+        check_shards(part, manifest.shards)
+        tally.add(Tally(fields=Counter(manifest.fields), counts=Counter(manifest.counts)))
+        replaced += [f"{part.name}/{name}" for name in manifest.replaced]
+        entries += [
+            entry.model_copy(update={"name": f"{part.name}/{entry.name}"})
+            for entry in manifest.shards
+        ]
+    first = manifests[parts[0]]
+    fingerprints = [manifest.fingerprint for manifest in manifests.values()]
+    with sole_writer(folder):
+        manifest = manifest_of(
+            entries,
+            tally,
+            **{name: getattr(first, name) for name in _ONE},
+            replaced=tuple(replaced),
+            origin={"verb": "merge", "parts": fingerprints},
+        )
+        manifest.write(folder)
+        if (parts[0] / CARD).is_file():
+            write_card(folder, manifest)
+    return manifest
+
+
+def _check_numbers(folder: Path, parts: list[Path]) -> None:
+    numbers = [_PART.fullmatch(part.name) for part in parts]
+    counts = {int(found[2]) for found in numbers if found}
+    if len(counts) > 1:
+        told = " and ".join(str(count) for count in sorted(counts))
+        raise UserError(f"{folder}: parts of {told}; they divide the rows in different ways")
+    there = {int(found[1]) for found in numbers if found}
+    if missing := sorted(set(range(counts.pop())) - there):
+        raise UserError(f"{folder}: part {missing[0]} is missing ({len(missing)} of all)")
+
+
+def _check_alike(manifests: dict[Path, Manifest]) -> None:
+    (first, model), *others = manifests.items()
+    for part, manifest in others:
+        for name in _ONE:
+            if (value := getattr(manifest, name)) != (expected := getattr(model, name)):
+                raise UserError(f"{part}: {name}: {value}, but {first} has {expected}")
+        if set(manifest.fields) != set(model.fields):
+            raise UserError(
+                f"{part}: fields: {', '.join(manifest.fields)}, but {first} has "
+                f"{', '.join(model.fields)}"
+            )
