@@ -30,7 +30,7 @@ demo: $(VENV)/core  ## install, prepare data, teacher, distil, evaluate, report
 	@echo "pipeline  $(STUDENT)/student"
 	@echo "report    $(STUDENT)/report.html"
 
-drill: $(VENV)/all  ## three seeds of the demo, curves, a hundred kills; an hour; by hand
+drill: $(VENV)/all  ## three seeds of the demo, curves, kills by the dozen; an hour; by hand
 	set -e; for seed in 0 1 2; do \
 		mkdir -p drill/seed-$$seed; \
 		$(MAKE) -C drill/seed-$$seed -f $(abspath $(ROOT))/Makefile demo SEED=$$seed; \
@@ -39,6 +39,7 @@ drill: $(VENV)/all  ## three seeds of the demo, curves, a hundred kills; an hour
 	cd drill/seed-0 && PYTHONPATH=$(abspath $(ROOT)) $(abspath $(BIN))/python \
 		$(abspath $(ROOT))/tests/parallel/curves.py $(abspath $(ROOT))/recipes/digits_js.yaml
 	cd $(ROOT) && KILLS=100 $(BIN)/pytest -m slow tests/parallel/test_failures.py -k any_moment
+	cd $(ROOT) && KILLS=20 $(BIN)/pytest -m slow tests/data_prep/test_coyo_pipeline.py
 
 test: $(VENV)/all  ## the quick suite
 	$(BIN)/pytest

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from data_prep.recaptions import Source, from_json, from_parquet
-from data_prep.shards import Convert, Sample, Tally, output_for, transform
+from data_prep.shards import CODE, Sample, Tally
+from data_prep.transform import Convert, output_for, transform
 from stack.data.decode import encode_npy
 from stack.data.index import Manifest, TokenizerInfo
 from stack.nets.text import load_tokenizer, tokenize, tokenizer_hash
@@ -61,7 +62,7 @@ def captions(
         origin |= {"recaptions": sha256_file(recaptions), "column": column}
     convert = _converter(tokenizer, other)  # Before anything there is overwritten.
     folder = output_for(shards, out, origin, overwrite=overwrite)
-    known = {"tokenizer": TokenizerInfo(hash=digest)}
+    known = {"tokenizer": TokenizerInfo(hash=digest), "code": {"captions": CODE}}
     return transform("captions", shards, folder, convert, **known)
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
+from data_prep.shards import CARD
 from stack.data.index import Manifest
 from stack.util.files import write_atomic
-
-CARD = "DATASET_CARD.md"
 
 
 def write_card(folder: Path, manifest: Manifest) -> None:

@@ -99,6 +99,8 @@ def _from_manifest(folder: Path, before: Manifest, taken: Blocklist) -> Forgotte
             [*kept, *(shard[0] for shard in changes.shards.values() if shard)],
             Tally(fields=Counter(before.fields) - changes.fields, counts=counts),
             resolution=before.resolution,
+            crop=before.crop,
+            code=before.code,
             vae=before.vae,
             tokenizer=before.tokenizer,
             origin=before.origin,

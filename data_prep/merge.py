@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
-from data_prep.card import CARD, write_card
-from data_prep.shards import Tally, manifest_of, sole_writer
+from data_prep.card import write_card
+from data_prep.shards import CARD, Tally, manifest_of, sole_writer
 from stack.data.index import MANIFEST, Manifest, check_shards
 from stack.util.errors import UserError
 
 _PART = re.compile(r"part-(\d+)-of-(\d+)")
-_ONE = ("resolution", "vae", "tokenizer")
+_ONE = ("resolution", "crop", "vae", "tokenizer")
 """Fields of a manifest in which parts must agree."""
 
 
@@ -52,6 +53,7 @@ def merge(folder: Path) -> Manifest:
             entries,
             tally,
             **{name: getattr(first, name) for name in _ONE},
+            code=_versions(manifests.values()),
             replaced=tuple(replaced),
             origin={"verb": "merge", "parts": fingerprints},
         )
@@ -59,6 +61,15 @@ def merge(folder: Path) -> Manifest:
         if (parts[0] / CARD).is_file():
             write_card(folder, manifest)
     return manifest
+
+
+def _versions(manifests: Iterable[Manifest]) -> dict[str, str]:
+    """The versions that made any of the parts, by verb."""
+    found: dict[str, set[str]] = {}
+    for manifest in manifests:
+        for verb, version in manifest.code.items():
+            found.setdefault(verb, set()).add(version)
+    return {verb: ", ".join(sorted(versions)) for verb, versions in found.items()}
 
 
 def _check_numbers(folder: Path, parts: list[Path]) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,11 +24,15 @@ from stack.data.index import (
     fingerprint,
     index_bytes,
 )
-from stack.data.shard import SampleError, Shard
-from stack.data.storage import LocalFolder
+from stack.util.code import code_version
 from stack.util.errors import UserError
 from stack.util.files import fsync, write_atomic
-from stack.util.progress import progress
+
+CARD = "DATASET_CARD.md"
+"""What a folder that was made of the web says of itself."""
+
+CODE = code_version(Path(__file__).parent)
+"""The version of this package."""
 
 JOURNAL = "unfinished.jsonl"
 """What an unfinished folder has in place of a manifest: its origin, then a line a shard."""
@@ -117,14 +121,17 @@ class ShardFolder:
 
     def write(self, name: str, samples: Iterable[Sample], tally: Tally) -> None:
         """Write one shard. Reading `samples` may add to `tally`."""
-        entry = write_shard(self.out, name, samples, tally)
+        self.add(write_shard(self.out, name, samples, tally), tally)
+
+    def add(self, entry: ShardEntry | None, tally: Tally) -> None:
+        """Note a shard that has been written; nothing for None."""
         if entry is None:
             return
         with open(self.out / JOURNAL, "a") as journal:
             journal.write(self.journal_line(entry, tally))
             journal.flush()
             os.fsync(journal.fileno())
-        self.entries[name] = entry
+        self.entries[entry.name] = entry
         self.tally.add(tally)
 
     @staticmethod
@@ -183,24 +190,21 @@ def make_room(out: Path, origin: dict[str, Any], there: dict[str, Any], *, overw
 
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing into a folder; a kill gives it free.
+    """Keep other processes from writing into a folder, which is made if it is not there; a kill
+    gives it free.
 
     Raises:
-        UserError: another process is writing.
+        UserError: it is no folder, or another process is writing.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is not a folder; name another")
+    folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{folder}: another process is writing into this folder") from None
         yield
-
-
-def output_for(source: Path, out: Path, origin: dict[str, Any], *, overwrite: bool) -> ShardFolder:
-    """The folder that a conversion of `source` writes; UserError when it is `source` itself."""
-    if source.resolve() == out.resolve():
-        raise UserError(f"{out}: is the folder to read; name a new folder to write")
-    return ShardFolder(out, origin, overwrite=overwrite)
 
 
 def write_shard(
@@ -246,42 +250,3 @@ def write_shard(
 def _field_order(name: str) -> tuple[int, str]:
     """Latents and token ids last and side by side, so that one read fetches both."""
     return (_ORDER.index(name) if name in _ORDER else _ORDER.index("cls"), name)
-
-
-Convert = Callable[[Iterator[Sample], Tally], Iterator[Sample]]
-"""The samples of one shard to those of the new shard; what is met is added to the tally."""
-
-
-def transform(
-    title: str, source: Path, target: ShardFolder, convert: Convert, **known: Any
-) -> Manifest:
-    """Convert a folder of shards, shard by shard, into a folder with shards of the same names.
-
-    What the source's manifest says is carried over, except for `known`. A sample whose bytes do
-    not match their checksum is left out, counted as `dropped`.
-    """
-    if target.finished:
-        return Manifest.read(target.out)
-    before = Manifest.read(source)
-    with progress(title, total=before.samples, initial=target.samples) as bar:
-        for entry in before.shards:
-            if entry.name not in target.entries:
-                tally = Tally()
-                samples = _read_shard(source, entry, tally)
-                target.write(entry.name, convert(samples, tally), tally)
-                bar.advance(entry.samples)
-    carried = {name: getattr(before, name) for name in ("resolution", "vae", "tokenizer")}
-    carried["counts"] = {**before.counts, **target.tally.counts}
-    return target.finish(**{**carried, **known})
-
-
-def _read_shard(source: Path, entry: ShardEntry, tally: Tally) -> Iterator[Sample]:
-    shard = Shard(LocalFolder(source), entry)
-    for row in range(entry.samples):
-        try:
-            raw = shard.read(row, shard.fields)
-        except SampleError:
-            tally.counts["dropped"] += 1
-            continue
-        yield shard.key(row), {name: bytes(data) for name, data in raw.items()}
-    shard.close()

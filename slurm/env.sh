@@ -70,6 +70,23 @@ once() {
     fi
 }
 
+# to_the_end COMMAND...: run it on the first node; when the job's time is nearly over, which Slurm
+# tells this shell (--signal=B:USR1@...), put the job back. What was written stays.
+to_the_end() {
+    local child status
+    trap 'echo "the time is up; put back" >&2; patiently scontrol requeue "$SLURM_JOB_ID"' USR1
+    once "$@" &
+    child=$!
+    wait "$child"
+    status=$?
+    while kill -0 "$child" 2> /dev/null; do # It was a signal that ended the waiting.
+        wait "$child"
+        status=$?
+    done
+    trap : USR1
+    return "$status"
+}
+
 # ranks LOGS COMMAND...: run it as one task a rank, each with a log of its own in a folder.
 ranks() {
     local logs=$1

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -23,7 +22,8 @@ from data_prep.download.ledger import LEDGER, Ledger, Record, has_ledger
 from data_prep.download.outcome import BLOCKED, FORGOTTEN, REFUSED, SAVED, STATES, Miss
 from data_prep.download.picture import Picture, Target
 from data_prep.download.rows import NEEDED, Row, part_of, read
-from data_prep.shards import Sample, Tally, make_room, manifest_of, sole_writer, write_shard
+from data_prep.filter.summary import SUMMARY
+from data_prep.shards import CODE, Sample, Tally, make_room, manifest_of, sole_writer, write_shard
 from stack.data.index import Manifest, check_shards
 from stack.util.errors import UserError
 from stack.util.files import read_json
@@ -31,9 +31,6 @@ from stack.util.progress import Bar, progress
 
 TOMBSTONES = "tombstones.txt"
 """What `data_prep forget` has taken out of a folder, in the format of a blocklist."""
-
-FILTER = "filter.json"
-"""What `data_prep filter` leaves in its folder."""
 
 USER_AGENT = "f-distill-data-prep/1.0 (training data for research; set --user-agent to say whose)"
 
@@ -68,7 +65,10 @@ def download(
     """
     rows = Rows.open(source, NEEDED)
     blocked = Blocklist.read(settings.blocklists)
-    with _opened(rows, source, out, settings, part, overwrite) as ledger:
+    with (
+        sole_writer(out),
+        _ledger(rows, source, out, settings, part, overwrite) as ledger,
+    ):
         check_shards(out, [entry for entry, _ in ledger.shards()])
         if not ledger.about["open"] and ledger.to_retry(ledger.about["pass"] + 1):
             ledger.note(**{"pass": ledger.about["pass"] + 1, "open": True})
@@ -80,23 +80,21 @@ def download(
             ledger.note(open=False)
 
 
-@contextmanager
-def _opened(
+def _ledger(
     rows: Rows,
     source: Path,
     out: Path,
     settings: Settings,
     part: tuple[int, int] | None,
     overwrite: bool,
-) -> Iterator[Ledger]:
+) -> Ledger:
     """The ledger of a folder that goes on, or of a new one."""
-    target = asdict(settings.target)
     origin = {
         "verb": "download",
         "input": rows.fingerprint,
         "part": f"{part[0]}/{part[1]}" if part else None,
         "samples_per_shard": settings.samples_per_shard,
-        **target,
+        **asdict(settings.target),
     }
     there = {}
     if has_ledger(out) and not overwrite:
@@ -106,7 +104,7 @@ def _opened(
         if not there:
             (out / LEDGER).unlink(missing_ok=True)
         make_room(out, origin, there, overwrite=overwrite)
-    filtered = read_json(source / FILTER) if (source / FILTER).is_file() else {}
+    filtered = read_json(source / SUMMARY) if (source / SUMMARY).is_file() else {}
     about = {
         "origin": origin,
         "span": part_of(rows.total, part),
@@ -116,8 +114,7 @@ def _opened(
         "open": True,
         "replaced": [],
     }
-    with sole_writer(out), Ledger(out, about) as ledger:
-        yield ledger
+    return Ledger(out, about)
 
 
 class _Pass:
@@ -244,6 +241,8 @@ def write_manifest(out: Path, ledger: Ledger) -> Manifest:
         tally,
         origin=ledger.about["origin"],
         resolution=ledger.about["origin"]["resolution"],
+        crop="centre",
+        code={"download": CODE},
         replaced=tuple(ledger.about["replaced"]),
         counts={state: states[state] for state in STATES if state != SAVED and states[state]},
     )

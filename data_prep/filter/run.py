@@ -15,6 +15,7 @@ from data_prep.filter.scan import scan
 from data_prep.filter.summary import Summary
 from data_prep.filter.verdict import verdict
 from data_prep.filter.write import write
+from data_prep.shards import sole_writer
 from stack.util.errors import UserError
 from stack.util.files import sha256_file
 
@@ -53,9 +54,10 @@ def filter_rows(
         "blocklists": blocked.digest,
         "rows_per_file": rows_per_file,
     }
-    folder = FilterFolder(out, settings, overwrite=overwrite)
-    if not folder.finished:
-        _run(found, wanted, blocked, folder, rows_per_file)
+    with sole_writer(out):
+        folder = FilterFolder(out, settings, overwrite=overwrite)
+        if not folder.finished:
+            _run(found, wanted, blocked, folder, rows_per_file)
     return Summary.read(out)
 
 

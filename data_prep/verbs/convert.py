@@ -23,7 +23,13 @@ def add_latents(add: Add) -> None:
         "--batch-size", type=count, default=64, help="images encoded at once (%(default)s)"
     )
     verb.add_argument(
-        "--device", default="cpu", help="where to encode, as torch names it (%(default)s)"
+        "--device",
+        default="cpu",
+        help="where to encode, as torch names it (%(default)s); cuda: on every GPU of the node; "
+        "several with commas",
+    )
+    verb.add_argument(
+        "--clip", metavar="FOLDER", type=Path, help="also add clip.npy, this CLIP's embedding"
     )
     verb.add_argument(
         "--drop-images", action="store_true", help="leave the image files out of the new shards"
@@ -38,6 +44,7 @@ def _latents(args: Arguments) -> None:
         args.shards,
         args.out,
         vae=args.vae,
+        clip=args.clip,
         batch_size=args.batch_size,
         device=args.device,
         drop_images=args.drop_images,

@@ -69,19 +69,21 @@ class Manifest(_Strict):
     """`manifest.json`.
 
     `fields` counts, per member suffix, the samples that have it. `resolution` is the side in
-    pixels when every image is a square of that side. `counts` are what the steps of preparation
-    met (`truncated` captions, `dropped` samples, ...). `origin` is what the folder was made from
-    and with which settings. `replaced` are shards that samples were taken out of, for good; none of
-    them is in the folder any more.
+    pixels when every image is a square of that side; `crop` is `centre` if download has made them
+    so. `counts` are what the steps of preparation met (`truncated` captions, `dropped` samples,
+    ...), `code` is the version of each. `origin` is what the folder was made from and with which
+    settings. `replaced` are shards that samples were taken out of, for good; they are gone.
     """
 
     format: Literal[1] = 1
     samples: int
     fields: dict[str, int]
     resolution: int | None = None
+    crop: Literal["centre"] | None = None
     vae: VaeInfo | None = None
     tokenizer: TokenizerInfo | None = None
     counts: dict[str, int] = {}
+    code: dict[str, str] = {}
     origin: dict[str, Any] = {}
     fingerprint: str
     shards: tuple[ShardEntry, ...]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 from dataclasses import dataclass, replace
@@ -18,8 +17,9 @@ from stack.train.build import Job, device_of
 from stack.train.provenance import provenance
 from stack.train.state import RunState
 from stack.train.trainer import Trainer
+from stack.util.code import code_hash
 from stack.util.errors import UserError
-from stack.util.files import read_json, sha256_file
+from stack.util.files import read_json
 
 
 @dataclass(frozen=True)
@@ -159,12 +159,3 @@ def check_same(before: Recipe, now: Recipe, stored: Path) -> None:
             f"{stored}: {field}: the run was started with {was!r}, now {value!r}; resume with the "
             "same recipe, or start another run with out=FOLDER"
         )
-
-
-def code_hash() -> str:
-    """SHA-256 over this package's source, stored with every checkpoint."""
-    root = Path(__file__).parent.parent
-    digest = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        digest.update(f"{file.relative_to(root)} {sha256_file(file)}\n".encode())
-    return digest.hexdigest()

@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import stack
 from stack.train.build import device_of
-from stack.train.build_run import code_hash
 from stack.train.provenance import provenance
+from stack.util.code import code_hash
 from stack.verbs.doctor_findings import Finding
 
 PINS = Path(stack.__file__).parent.parent / "requirements.txt"

@@ -152,6 +152,11 @@ def _drip_headers(to: _Handler, number: int) -> None:
         time.sleep(0.05)
 
 
+def _slow(to: _Handler, number: int) -> None:
+    time.sleep(0.5)
+    to.send(200, photo(200 + number))
+
+
 def _huge(to: _Handler, number: int) -> None:
     """200 MB of no stated length."""
     to.send_response(200)
@@ -230,6 +235,7 @@ KINDS: dict[str, Callable[[_Handler, int], None]] = {
     "moved": _redirect(lambda n: f"/jpg/{n + 100}"),
     "loop": _redirect(lambda n: f"/loop/{n}"),
     "inside": _redirect(lambda n: f"http://10.0.0.1/{n}"),
+    "slow": _slow,
     "drip": _drip,
     "drip_headers": _drip_headers,
     "huge": _huge,

@@ -15,11 +15,12 @@ import pytest
 import webdataset
 from PIL import Image
 
-from data_prep.card import CARD
 from data_prep.download.fetch import Limits
 from data_prep.download.ledger import LEDGER, Ledger, Record
 from data_prep.download.picture import Target
-from data_prep.download.run import FILTER, Settings, download
+from data_prep.download.run import Settings, download
+from data_prep.filter.summary import SUMMARY
+from data_prep.shards import CARD
 from stack.data.index import MANIFEST, Manifest
 from stack.util.errors import UserError
 from tests.data_prep.picture_server import KINDS, PictureServer, pixels, rows_file, running
@@ -32,7 +33,7 @@ SETTINGS = Settings(Target(SIDE), samples_per_shard=8, limits=LIMITS, threads=16
 
 SAVED = (
     *("jpg", "exact", "png", "webp", "avif", "gif", "grey", "cmyk", "wide", "alpha", "palette"),
-    *("rotated", "busy", "flaky", "moved", "notice"),
+    *("rotated", "busy", "flaky", "moved", "slow", "notice"),
 )
 MISSED = {
     "gone": ("refused", "http_410"),
@@ -121,7 +122,7 @@ def test_every_row_ends_in_one_state_and_no_bad_picture_in_a_shard(tmp_path, ser
     states = Counter(record.state for record in known)
     assert manifest.samples == states["saved"] == 2 * len(SAVED) - 1
     assert manifest.counts == {name: states[name] for name in ("failed", "refused")}
-    assert [entry.samples for entry in manifest.shards] == [8, 8, 8, 7]
+    assert [entry.samples for entry in manifest.shards] == [8, 8, 8, 8, 1]
     assert manifest.resolution == SIDE
     for sample in samples(tmp_path / "out"):
         (image,) = (sample[name] for name in ("jpg", "png", "webp") if name in sample)
@@ -257,7 +258,7 @@ def test_addresses_inside_are_refused_unless_allowed(tmp_path, server, monkeypat
 
 def test_what_filter_dropped_stands_in_the_ledger(tmp_path, server):
     rows_file(tmp_path / "rows/00000.parquet", [f"{server.url}/jpg/1"])
-    (tmp_path / "rows" / FILTER).write_text('{"rows": 9, "kept": 1, "dropped": {"nsfw": 8}}')
+    (tmp_path / "rows" / SUMMARY).write_text('{"rows": 9, "kept": 1, "dropped": {"nsfw": 8}}')
     download(tmp_path / "rows", tmp_path / "out", SETTINGS)
     with Ledger(tmp_path / "out") as ledger:
         assert ledger.about["input_rows"] == 9

@@ -16,7 +16,8 @@ from data_prep.download.ledger import Ledger
 from data_prep.download.run import TOMBSTONES, download
 from data_prep.forget import Forgotten, forget
 from data_prep.merge import merge
-from data_prep.shards import ShardFolder, Tally, transform
+from data_prep.shards import ShardFolder, Tally
+from data_prep.transform import transform
 from data_prep.verify import verify
 from stack.data.index import Manifest
 from stack.util.errors import UserError

@@ -11,7 +11,8 @@ import pytest
 
 from data_prep.download.run import download
 from data_prep.merge import merge
-from data_prep.shards import ShardFolder, Tally, transform
+from data_prep.shards import ShardFolder, Tally
+from data_prep.transform import transform
 from data_prep.verify import verify
 from stack.data.index import MANIFEST, Manifest, VaeInfo
 from stack.data.stream import ShardStream

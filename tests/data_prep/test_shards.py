@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_prep.shards import JOURNAL, Sample, ShardFolder, Tally, transform
+from data_prep.shards import JOURNAL, Sample, ShardFolder, Tally
 from data_prep.tar import tar_header
+from data_prep.transform import transform
 from stack.data.index import MANIFEST, Manifest, index_shard
 from stack.util.errors import UserError
 

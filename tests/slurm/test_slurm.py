@@ -14,7 +14,7 @@ import pytest
 
 from tests.pipeline import ROOT, World, assert_same_state, run_stack
 from tests.slurm.cluster import Cluster, cluster, missing, until
-from tests.slurm.job import PATIENCE, SMALL, Job
+from tests.slurm.job import SMALL, Job
 
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sbatch"))
 pytestmark = [
@@ -53,9 +53,10 @@ def test_shellcheck() -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
 def test_slurm_takes_every_script(slurm: Cluster, script: Path) -> None:
-    small = ["--cpus-per-task=1", "--gpus=1"] if "--array" in script.read_text() else SMALL
-    nodes = [] if "--array" in script.read_text() else ["--nodes=2"]
-    slurm.run("sbatch", "--test-only", *nodes, *small, str(script))
+    whole = [*SMALL, "--nodes=2"]
+    array = ["--cpus-per-task=1", "--gpus=1", "--mem=1G"]
+    small = array if "--array" in script.read_text() else whole
+    slurm.run("sbatch", "--test-only", *small, str(script))
 
 
 def preempt(job: Job) -> None:
@@ -209,29 +210,3 @@ def test_doctor_on_all_nodes(slurm: Cluster, world: World, tmp_path: Path) -> No
     told = (tmp_path / "run.out").read_text()
     assert "collectives" in told
     assert "0 failed" in told
-
-
-@pytest.mark.parametrize(("array", "parts", "made"), [("0-1", "", "abc"), ("1", "2", "b")])
-def test_latents_of_several_folders(
-    slurm: Cluster, world: World, tmp_path: Path, array: str, parts: str, made: str
-) -> None:
-    """More folders than tasks; then one task of two alone."""
-    job = latents(slurm, world, tmp_path, array, PARTS=parts)
-    files = [tmp_path / "latents" / name / "manifest.json" for name in made]
-    until(lambda: all(file.exists() for file in files), job.told(), PATIENCE)
-    assert sorted(path.name for path in (tmp_path / "latents").iterdir()) == list(made)
-
-
-def test_an_array_with_gaps_needs_its_size(slurm: Cluster, world: World, tmp_path: Path) -> None:
-    job = latents(slurm, world, tmp_path, "1,3", PARTS="")
-    until(lambda: "error: PARTS: unset" in job.told(), "a refusal")
-    assert not (tmp_path / "latents").exists()
-
-
-def latents(slurm: Cluster, world: World, folder: Path, array: str, **env: str) -> Job:
-    """coyo_latents.sbatch over three folders."""
-    for name in ("a", "b", "c"):
-        shutil.copytree(world.shards, folder / "shards" / name)
-    tasks = [f"--array={array}", "--ntasks-per-node=1", "--gpus-per-node=0", "--gpus=1", "-N1"]
-    env |= {"SHARDS": str(folder / "shards"), "DATA": str(folder / "latents"), "DEVICE": "cpu"}
-    return Job(slurm, world, folder / "x", *tasks, "slurm/coyo_latents.sbatch", **env)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from stack.config.load import dump_recipe, load_recipe
-from stack.train.build_run import Start, code_hash, open_run
+from stack.train.build_run import Start, open_run
+from stack.util.code import code_hash
 from stack.util.errors import UserError
 from tests.config.minimal import DISTILL, PRETRAIN, write
 from tests.pipeline import tree
