@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from data_prep.verbs.convert import add_captions, add_latents
 from data_prep.verbs.look import add_bench, add_stats, add_verify
-from data_prep.verbs.make import add_digits, add_import, add_shards
+from data_prep.verbs.make import add_cifar10, add_digits, add_imagenet64, add_import, add_shards
 from data_prep.verbs.web import add_download, add_filter, add_forget, add_merge
 
 VERBS = (
@@ -14,6 +14,8 @@ VERBS = (
     add_import,
     add_shards,
     add_digits,
+    add_cifar10,
+    add_imagenet64,
     add_latents,
     add_captions,
     add_merge,

@@ -80,3 +80,55 @@ def _import(args: Arguments) -> None:
     from data_prep.foreign import import_shards
 
     say(args.folder, import_shards(args.folder, skip_damaged=args.skip_damaged))
+
+
+def add_cifar10(add: Add) -> None:
+    verb = add(
+        "cifar10",
+        _cifar10,
+        "CIFAR-10's pictures and classes into shards",
+        "Write CIFAR-10 as shards with 'cls', in random order: from the Python batches (folder or "
+        ".tar.gz), or from a parquet file with the columns image (bytes) and label.",
+    )
+    verb.add_argument("source", metavar="SOURCE", type=Path, help="batches, or a parquet file")
+    verb.add_argument("out", metavar="OUT", type=Path, help="new folder of shards")
+    verb.add_argument(
+        "--split", choices=("train", "test"), default="train", help="of the batches (%(default)s)"
+    )
+    add_order(verb)
+
+
+def _cifar10(args: Arguments) -> None:
+    from data_prep.cifar10 import cifar10
+
+    order = {"seed": args.seed, "samples_per_shard": args.samples_per_shard}
+    say(
+        args.out,
+        cifar10(args.source, args.out, split=args.split, overwrite=args.overwrite, **order),
+    )
+
+
+def add_imagenet64(add: Add) -> None:
+    verb = add(
+        "imagenet64",
+        _imagenet64,
+        "ImageNet at 64 pixels, as EDM's dataset tool makes it, into shards",
+        "Write pictures and classes as shards with 'cls', in random order, from a folder or zip "
+        "with a dataset.json that lists the classes.",
+    )
+    verb.add_argument("source", metavar="SOURCE", type=Path, help="folder or zip")
+    verb.add_argument("out", metavar="OUT", type=Path, help="new folder of shards")
+    add_order(verb)
+
+
+def _imagenet64(args: Arguments) -> None:
+    from data_prep.imagenet64 import imagenet64
+
+    manifest = imagenet64(
+        args.source,
+        args.out,
+        seed=args.seed,
+        samples_per_shard=args.samples_per_shard,
+        overwrite=args.overwrite,
+    )
+    say(args.out, manifest)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from stack.arguments.cluster import add_doctor, add_fetch, add_job, add_status
 from stack.arguments.runs import add_checkpoint, add_evaluate, add_export, add_report, add_sample
-from stack.arguments.tools import add_bench, add_show_config
+from stack.arguments.tools import add_bench, add_plan, add_show_config
 from stack.arguments.training import add_distill, add_pretrain
 
 Add = Callable[[argparse.ArgumentParser], Callable[[argparse.Namespace], int]]
@@ -79,6 +79,13 @@ VERBS: dict[str, tuple[str, str, Add]] = {
         "Notes in RUN/jobs.jsonl when a Slurm job begins and how it ended, and decides whether it "
         "goes back into the queue.",
         add_job,
+    ),
+    "plan": (
+        "memory, time and traffic of a recipe on many GPUs",
+        "What a distillation needs of so many GPUs: memory by part, FLOPs, bytes sent and read, "
+        "days and GPU hours; counted on the meta device, without a GPU or the teacher's weights. "
+        "Status 2 if it does not fit, with what would make it fit.",
+        add_plan,
     ),
     "bench": (
         "how fast the parts of training are on this machine",

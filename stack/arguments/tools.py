@@ -1,13 +1,17 @@
-"""The verbs that need no run: bench and show-config."""
+"""The verbs that need no run: bench, plan and show-config."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from stack.arguments.common import OVERRIDES, json_option, load, on_disk, positive
 from stack.util.errors import UserError
+
+GPU_NAMES = ("a100-40gb", "a100-80gb", "h100", "h200", "b200", "l40s", "rtx4090", "rtx3090")
+"""What stack.train.budget knows; named here because that is slow to import."""
 
 
 def add_bench(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
@@ -50,7 +54,78 @@ def add_bench(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
         order.add_argument(name, type=positive, nargs="+", default=values, metavar="N")
     json_option(order)
     order.set_defaults(bench=_bench_order)
+    _add_step(parts)
     return lambda args: args.bench(args)
+
+
+def _add_step(parts: Any) -> None:
+    step = parts.add_parser(
+        "step",
+        help="time, memory and cost of a distillation's steps",
+        description="Steps of the student, of the critics and of both on random data: median time, "
+        "CPU seconds, FLOPs and forwards of the UNet that they cost, share of the rate of a matrix "
+        "product, peak memory. Weights are random; no file of the teacher but its config is read.",
+    )
+    step.add_argument("recipe", type=Path, help="recipe file (YAML)")
+    step.add_argument("overrides", nargs="*", metavar="field=value", help=OVERRIDES)
+    step.add_argument(
+        "--unet",
+        metavar="NAME|FILE",
+        help="sd15, small (channels 32, 32, 64, 64), or a config.json; by default the teacher's",
+    )
+    step.add_argument("--batch", type=positive, default=2, help="samples (default %(default)s)")
+    step.add_argument(
+        "--repeats", type=positive, default=5, help="after two for warming up (%(default)s)"
+    )
+    step.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("A", "B"),
+        help="two settings by turns, each field=value or several with spaces in quotes",
+    )
+    step.add_argument("--profile", type=Path, metavar="FILE", help="a trace of one joint step")
+    json_option(step)
+    step.set_defaults(bench=_bench_step)
+
+
+def _bench_step(args: argparse.Namespace) -> int:
+    from stack.nets.published import unet_config
+    from stack.verbs.bench_step import bench_step
+    from stack.verbs.plan import teacher_config
+
+    recipes = []
+    for text in args.compare or [""]:
+        changed = argparse.Namespace(recipe=args.recipe, overrides=[*args.overrides, *text.split()])
+        recipes.append((text or "step", load(changed, job="distill")))
+    config = unet_config(args.unet) if args.unet else teacher_config(recipes[0][1])
+    options = {"batch": args.batch, "repeats": args.repeats, "profile": args.profile}
+    bench_step(recipes, config, **options, json_file=args.json)
+    return 0
+
+
+def add_plan(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    verb.add_argument("recipe", type=Path, help="recipe file (YAML)")
+    verb.add_argument("overrides", nargs="*", metavar="field=value", help=OVERRIDES)
+    verb.add_argument("--gpus", type=positive, required=True, help="in all")
+    verb.add_argument(
+        "--gpu", default="h100", choices=GPU_NAMES, metavar="KIND", help=f"{', '.join(GPU_NAMES)}"
+    )
+    verb.add_argument("--node", type=positive, default=8, help="GPUs of a node (%(default)s)")
+    verb.add_argument(
+        "--share",
+        type=float,
+        default=0.4,
+        help="of the GPU's dense rate that steps reach, as stack bench step finds it (%(default)s)",
+    )
+    json_option(verb)
+
+    def run(args: argparse.Namespace) -> int:
+        from stack.verbs.plan import plan
+
+        where = {"gpu": args.gpu, "gpus": args.gpus, "node": args.node, "share": args.share}
+        return plan(load(args), **where, json_file=args.json)
+
+    return run
 
 
 def _bench_data(args: argparse.Namespace) -> int:

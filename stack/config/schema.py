@@ -110,6 +110,24 @@ class Times(Section):
     """For the fake score's denoising loss."""
 
 
+class Compute(Section):
+    """How a pipeline's UNets are computed; results differ by rounding only."""
+
+    attention: Literal["sdpa", "xformers", "math"] = Field(
+        default="sdpa", json_schema_extra=OPERATIONAL
+    )
+    """sdpa: torch's operator, on CUDA flash or cuDNN; xformers: its memory-efficient one (CUDA
+    only); math: plain matrix products."""
+    compile: bool = Field(default=False, json_schema_extra=OPERATIONAL)
+    """torch.compile of each block; the first iterations take minutes."""
+    checkpointing: Literal["none", "selective", "full"] = Field(
+        default="none", json_schema_extra=OPERATIONAL
+    )
+    """Activations of student and fake score that are computed a second time in the backward rather
+    than kept. selective: all but the results of matrix products, convolutions and attention; full:
+    all but the inputs of blocks."""
+
+
 class Evaluation(Section):
     """What ``stack evaluate`` measures by default, and the quick evaluation while training."""
 
@@ -190,6 +208,7 @@ class DistillRecipe(Recipe):
     times: Times = Times()
     ratio: Ratio = Ratio()
     gan: Gan = Gan()
+    compute: Compute = Compute()
     optim: Optim
     init_from: str | None = None
     """Run folder, or one of its checkpoints/step-*: student, fake score and heads start from its

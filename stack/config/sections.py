@@ -92,6 +92,9 @@ class Data(Section):
 class Adam(Section):
     """AdamW and its learning-rate schedule, for one trained network."""
 
+    kind: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = "adamw"
+    """adamw: moments in float32; adamw8bit: in 8 bits, by bitsandbytes, with fsdp by torchao;
+    paged_adamw8bit: these move to the CPU's memory when the GPU's is full."""
     lr: Rate
     """Peak learning rate (paper, Table 5)."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
@@ -133,9 +136,6 @@ class Parallel(Section):
     block; with precision bf16 it is held in bfloat16."""
     offload: bool = Field(default=False, json_schema_extra=OPERATIONAL)
     """Keep what is cut over ranks, and its optimizer, in the CPU's memory."""
-    activation_checkpointing: bool = Field(default=False, json_schema_extra=OPERATIONAL)
-    """Compute each block of student and fake score a second time in the backward rather than
-    keep its activations."""
     timeout: Rate = Field(default=600.0, json_schema_extra=OPERATIONAL)
     """Seconds after which a rank that waits for another gives up."""
     watchdog: Weight = Field(default=480.0, json_schema_extra=OPERATIONAL)

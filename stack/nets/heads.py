@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from stack.nets.precision import autocast
+
 
 class ConvHead(nn.Sequential):
     """A (B, C, H, W) feature map to one logit (B, 1); any C, any size."""
@@ -46,7 +48,7 @@ class MultiHead(nn.Module):
         self.heads, self.bf16 = nn.ModuleList(heads), bf16
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        with torch.autocast(features[0].device.type, torch.bfloat16, enabled=self.bf16):
+        with autocast(features[0].device, self.bf16):
             # Not channels-last: on CPU, torch 2.13's GroupNorm crashes there in a backward that
             # stops at its weights, which is the one of the discriminator's own loss.
             logits = [

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from stack.diffusion.parameterization import PARAMETERIZATIONS, loss_weight, predict_x0
 from stack.diffusion.schedule import DiscreteSchedule, schedule_from_config
+from stack.nets.precision import autocast
 from stack.util.errors import UserError
 from stack.util.files import read_json
 
@@ -61,18 +62,18 @@ class SDDenoiser(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
         """x0 (B, 4, H, W) float32 of x_t (B, 4, H, W), t (B,) int64, c (B, 77, D)."""
-        with self._autocast(x_t):
+        with autocast(x_t.device, self.bf16):
             prediction = self._decode(*self._encode(x_t, t, c), c)
         return predict_x0(prediction, x_t, t, self.schedule, self.parameterization)
 
     def features(self, x_t: Tensor, t: Tensor, c: Tensor) -> list[Tensor]:
         """Feature maps from the encoder alone, which stops after the deepest one asked for."""
-        with self._autocast(x_t):
+        with autocast(x_t.device, self.bf16):
             return self._pick(self._hidden(x_t, self._time(t, x_t), c))
 
     def x0_and_features(self, x_t: Tensor, t: Tensor, c: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Both from one pass; the decoder runs without gradient."""
-        with self._autocast(x_t):
+        with autocast(x_t.device, self.bf16):
             hidden, emb = self._encode(x_t, t, c)
             features = self._pick(iter(hidden))
             with torch.no_grad():
@@ -92,9 +93,6 @@ class SDDenoiser(nn.Module):
                 yield from dict(stage.named_children()).get(kind, ())
 
     # The UNet's own parts in the order of its forward.
-
-    def _autocast(self, x: Tensor) -> torch.autocast:
-        return torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16)
 
     def _time(self, t: Tensor, x_t: Tensor) -> Tensor:
         return self.unet.time_embedding(self.unet.time_proj(t).to(x_t.dtype))

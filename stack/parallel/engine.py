@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from stack.parallel.adam import Adam
 from stack.util.files import disk_errors
 
 _BUCKET = 50_000_000
@@ -39,7 +40,7 @@ def deepspeed() -> Any:
     return library
 
 
-def build(module: nn.Module, optimizer: Optimizer, config: dict[str, Any]) -> Any:
+def build(module: nn.Module, optimizer: Adam, config: dict[str, Any]) -> Any:
     """The engine of a network; torch.distributed has been initialized."""
     library = deepspeed()
     from deepspeed.runtime.engine import ZERO_OPTIMIZATION, DeepSpeedEngine

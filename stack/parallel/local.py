@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
+from stack.parallel.adam import Adam
 from stack.util.errors import UserError
 
 
@@ -35,7 +35,7 @@ class LocalWeights:
         self,
         name: str,
         module: nn.Module,
-        optimizer: Optimizer,
+        optimizer: Adam,
         *,
         lr_at: Callable[[int], float],
         max_norm: float,
@@ -116,7 +116,7 @@ class LocalWeights:
         """Parameters, buffers and optimizer moments by name, to save or to fill in place."""
         state = {f"{self.name}.{key}": value for key, value in self.module.state_dict().items()}
         for name, parameter in self.module.named_parameters():
-            for key, value in self._moments(parameter).items():
+            for key, value in self.optimizer.moments(parameter).items():
                 state[f"{self.name}.optimizer.{name}.{key}"] = value
         return state
 
@@ -126,12 +126,3 @@ class LocalWeights:
 
     def load_objects(self, folder: Path) -> None:
         """Take over :meth:`objects` from a checkpoint's folder."""
-
-    def _moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """Adam's state of one parameter, made as its first step would make it."""
-        state = self.optimizer.state[parameter]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
-        return state

@@ -24,10 +24,14 @@ class PeakBytes(TorchDispatchMode):
 
     Counted are the storages of ``held`` and all that come up inside: activations, gradients,
     optimizer state, what is gathered from other ranks.
+
+    Args:
+        meta: count what would be allocated for tensors of the meta device, and nothing else.
     """
 
-    def __init__(self, held: Iterable[Tensor] = ()) -> None:
+    def __init__(self, held: Iterable[Tensor] = (), *, meta: bool = False) -> None:
         super().__init__()
+        self.meta = meta
         self.live = self.peak = 0
         self._sizes: dict[int, int] = {}
         for tensor in held:
@@ -59,7 +63,7 @@ class PeakBytes(TorchDispatchMode):
 
     def _note(self, tensor: Tensor) -> None:
         local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-        if local.device.type == "meta":
+        if (local.device.type == "meta") != self.meta:
             return
         storage = local.untyped_storage()
         if storage._cdata not in self._sizes:

@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from stack.parallel import engine
+from stack.parallel.adam import Adam
 from stack.parallel.collectives import Ranks
 from stack.parallel.local import LocalWeights, make_dense
 from stack.util.errors import UserError
@@ -52,7 +52,7 @@ class ZeroWeights(LocalWeights):
         ranks: Ranks,
         name: str,
         module: nn.Module,
-        optimizer: Optimizer,
+        optimizer: Adam,
         *,
         lr_at: Callable[[int], float],
         max_norm: float,
@@ -79,7 +79,7 @@ class ZeroWeights(LocalWeights):
             # to prefetch; but our forwards differ from call to call, and it would never settle.
             self.zero.parameter_offload.fwd_pre_hook.remove()
         for flat in self._flats():
-            self._moments(flat)  # A checkpoint before the first step holds them too.
+            optimizer.moments(flat)  # A checkpoint before the first step holds them too.
         if stage < 3:
             self.zero._lazy_init_hp_params_optimizer_state()
         if bf16:

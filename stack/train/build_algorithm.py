@@ -11,7 +11,7 @@ from torch import Tensor
 from stack.checkpoint.verify import checkpoint_of
 from stack.config.schema import DistillRecipe
 from stack.diffusion.timesteps import UniformTimes
-from stack.fdistill.algorithm import Denoiser, FDistill
+from stack.fdistill.algorithm import Denoiser, FDistill, Trained
 from stack.fdistill.divergence import DIVERGENCES
 from stack.fdistill.ratio import RatioNormalizer, RatioWeight
 from stack.nets.ema import EMA
@@ -51,21 +51,38 @@ def assemble(
     Args:
         draw, measure: as :class:`DistillTask` takes them.
     """
-    student, fake, teacher, heads = networks
-    _check_times(recipe, teacher.schedule.steps)
+    _check_times(recipe, networks.teacher.schedule.steps)
     weights = _weights(recipe, layout, networks)
     own = weights[0]
     averages = {
         f"ema_{decay:g}": EMA(own.pieces(), decay, own.refresh) for decay in recipe.averages
     }
-    score_times = UniformTimes(*recipe.times.score)
-    algorithm = FDistill(
-        student,
-        fake,
-        teacher,
-        heads,
+    start = warm_start(recipe.init_from, layout.ranks)
+    return DistillTask(
+        recipe.name,
+        recipe.iterations,
+        algorithm_of(recipe, layout, networks, weights),
+        weights,
+        averages,
+        draw,
+        measure,
+        start,
+    )
+
+
+def algorithm_of(
+    recipe: DistillRecipe,
+    layout: Layout,
+    networks: Networks,
+    weights: tuple[Trained, Trained, Trained],
+) -> FDistill:
+    """The algorithm of a recipe, over networks and the weights of student, fake score, heads."""
+    schedule, score_times = networks.teacher.schedule, UniformTimes(*recipe.times.score)
+    edges = score_times.log_snr_edges(schedule, recipe.ratio.bins).to(layout.device)
+    return FDistill(
+        *networks,
         *weights,
-        ratio=_ratio(recipe, score_times.log_snr_edges(teacher.schedule, recipe.ratio.bins)),
+        ratio=_ratio(recipe, edges),
         score_times=score_times,
         fake_times=UniformTimes(*recipe.times.fake),
         global_batch=recipe.batch_size,
@@ -81,10 +98,6 @@ def assemble(
         r_min=recipe.ratio.r_min,
         r_max=recipe.ratio.r_max,
         all_reduce_mean=layout.ranks.all_reduce_mean,
-    )
-    start = warm_start(recipe.init_from, layout.ranks)
-    return DistillTask(
-        recipe.name, recipe.iterations, algorithm, weights, averages, draw, measure, start
     )
 
 

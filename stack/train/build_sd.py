@@ -6,14 +6,18 @@ import copy
 from pathlib import Path
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from stack.config.schema import DistillRecipe, SDTeacher
 from stack.data.batch import BatchLoader
 from stack.data.index import MANIFEST
 from stack.data.stream import ShardStream
+from stack.diffusion.schedule import DiscreteSchedule
+from stack.nets.attention import set_attention
 from stack.nets.heads import ConvHead, MultiHead
 from stack.nets.hub import pipeline_folder
+from stack.nets.recompute import recompute
 from stack.nets.sd15 import SDDenoiser, load_schedule, load_unet
 from stack.nets.text import TextEncoder, load_text, tokenizer_hash
 from stack.nets.vae import Autoencoder, from_uint8, load_vae, vae_hash
@@ -35,24 +39,10 @@ def build_sd(recipe: DistillRecipe, layout: Layout) -> Job:
     device, ranks = layout.device, layout.ranks
     schedule, parameterization = load_schedule(folder)
     text, vae = load_text(folder).to(device), load_vae(folder).to(device)
-    teacher = SDDenoiser(
-        load_unet(folder),
-        schedule,
-        parameterization,
-        resolutions=recipe.gan.resolutions,
-        bf16=layout.bf16,
-    ).to(device)
-    student, fake = copy.deepcopy(teacher), copy.deepcopy(teacher)
-    if recipe.parallel.activation_checkpointing:
-        for network in (student, fake):
-            network.unet.enable_gradient_checkpointing()
-    _settle_teacher(teacher, recipe.parallel.teacher, layout)
-    heads = MultiHead(
-        [ConvHead(channels, recipe.gan.width) for channels in teacher.feature_channels],
-        bf16=layout.bf16,
-    ).to(device)
-
-    source = _source(recipe, layout, text, vae, teacher.unet.config.sample_size)
+    networks = sd_networks(recipe, load_unet(folder), schedule, parameterization, layout)
+    student = networks.student
+    assert isinstance(student, SDDenoiser)
+    source = _source(recipe, layout, text, vae, student.unet.config.sample_size)
     pictures = TextToImage(student, text, vae)
     captions = prompts_of(recipe) if recipe.log.sample_every else []
 
@@ -61,9 +51,37 @@ def build_sd(recipe: DistillRecipe, layout: Layout) -> Job:
         if ranks.first:
             save_grid(out / f"student-{iteration:07d}.png", images.split(10))
 
-    networks = Networks(student, fake, teacher, heads)
     measure = quick_measure(recipe, pictures, ranks)
     return Job(assemble(recipe, layout, networks, draw, measure), source)
+
+
+def sd_networks(
+    recipe: DistillRecipe,
+    unet: UNet2DConditionModel,
+    schedule: DiscreteSchedule,
+    parameterization: str,
+    layout: Layout,
+) -> Networks:
+    """Student, fake score, teacher and heads of a pipeline's UNet (float32), on the layout's
+    device."""
+    compute = recipe.compute
+    set_attention(unet, compute.attention, layout.device)
+    teacher = SDDenoiser(
+        unet, schedule, parameterization, resolutions=recipe.gan.resolutions, bf16=layout.bf16
+    ).to(layout.device)
+    student, fake = copy.deepcopy(teacher), copy.deepcopy(teacher)
+    for network in (student, fake):
+        recompute(network.blocks(), compute.checkpointing)
+    if compute.compile:
+        for network in (student, fake, teacher):
+            for block in network.blocks():
+                block.compile()
+    _settle_teacher(teacher, recipe.parallel.teacher, layout)
+    heads = MultiHead(
+        [ConvHead(channels, recipe.gan.width) for channels in teacher.feature_channels],
+        bf16=layout.bf16,
+    ).to(layout.device)
+    return Networks(student, fake, teacher, heads)
 
 
 def _source(

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
-from torch.optim import AdamW
 
+from stack.parallel.adam import adam
 from stack.parallel.ddp import ReplicatedWeights
 from stack.parallel.fsdp import ShardedWeights, shard
 from stack.parallel.local import LocalWeights
@@ -37,6 +37,7 @@ def adam_weights(
     blocks: Iterable[nn.Module] = (),
     methods: Sequence[str] = (),
     total: int,
+    kind: str = "adamw",
     lr: float,
     betas: tuple[float, float],
     eps: float,
@@ -55,13 +56,15 @@ def adam_weights(
     if layout.sharded:
         shard(module, blocks, layout.mesh, methods=methods, **kept)
     engine = ENGINES.get(layout.backend)
-    optimizer = AdamW(
+    optimizer = adam(
+        kind,
         module.parameters(),
+        sharded=layout.sharded,
+        fused=engine is None,
         lr=lr,
         betas=betas,
         eps=eps,
         weight_decay=weight_decay,
-        fused=engine is None,
     )
 
     def lr_at(step: int) -> float:

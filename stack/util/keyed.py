@@ -25,7 +25,9 @@ def philox4x32(counter: Sequence[Tensor | int], key: tuple[int, int]) -> tuple[T
 
     Returns four int64 tensors that hold uint32 words.
     """
-    c0, c1, c2, c3 = torch.broadcast_tensors(*(torch.as_tensor(c) for c in counter))
+    device = next((c.device for c in counter if isinstance(c, Tensor)), None)
+    words = (torch.as_tensor(c, device=device) for c in counter)
+    c0, c1, c2, c3 = torch.broadcast_tensors(*words)
     k0, k1 = key
     for _ in range(10):
         # The product of two uint32 wraps in int64, but its bits are right: mask after the shift.

@@ -117,7 +117,9 @@ OPERATIONAL = {
         "parallel.shard_size",
         "parallel.teacher",
         "parallel.offload",
-        "parallel.activation_checkpointing",
+        "compute.checkpointing",
+        "compute.attention",
+        "compute.compile",
         "parallel.timeout",
         "parallel.watchdog",
         "checkpoint.every",
@@ -138,7 +140,9 @@ OPERATIONAL = {
     },
 }
 OPERATIONAL["pretrain"] = {
-    field for field in OPERATIONAL["distill"] if not field.startswith(("evaluation.", "iterations"))
+    field
+    for field in OPERATIONAL["distill"]
+    if not field.startswith(("evaluation.", "iterations", "compute."))
 }
 """How the same experiment is run; a change of any other field is another experiment."""
 

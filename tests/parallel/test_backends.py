@@ -29,11 +29,10 @@ BACKENDS: dict[str, dict[str, Any]] = {
     "ddp": {"backend": "ddp", "processes": 2},
     "fsdp": {"backend": "fsdp", "processes": 2},
     "fsdp, micro-batches": {"backend": "fsdp", "processes": 2, "accumulation": 2},
-    "fsdp, offload, checkpointing, sharded teacher": {
+    "fsdp, offload, sharded teacher": {
         "backend": "fsdp",
         "processes": 2,
         "offload": True,
-        "activation_checkpointing": True,
         "teacher": "sharded",
     },
     "hsdp": {"backend": "fsdp", "processes": 4, "shard_size": 2},
@@ -160,9 +159,9 @@ def test_bfloat16_survives_freezing_and_two_losses(world: World, tmp_path: Path)
     changed["gan"] = {"weight": 0.01, "resolutions": [8, 4], "width": 8, "features": "fake_joint"}
     runs = {}
     for backend in ("none", "fsdp", "zero2", "zero3"):
-        parallel = {"backend": backend, "activation_checkpointing": backend != "none"}
-        parallel["processes"] = 1 if backend == "none" else 2
-        fields = recipe_fields(world, parallel=parallel, **changed)
+        parallel = {"backend": backend, "processes": 1 if backend == "none" else 2}
+        compute = {"checkpointing": "none" if backend == "none" else "full"}
+        fields = recipe_fields(world, parallel=parallel, compute=compute, **changed)
         done = run_stack("distill", str(write_recipe(tmp_path / backend, fields)))
         assert done.returncode == 0, done.stderr
         runs[backend] = figures(tmp_path / backend / "run", "loss/fake", "loss/disc")

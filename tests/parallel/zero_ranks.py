@@ -13,9 +13,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim import AdamW
 
 from stack.fdistill.algorithm import Batch, FDistill
+from stack.parallel.adam import AdamW
 from stack.parallel.collectives import Ranks
 from stack.parallel.local import LocalWeights
 from stack.parallel.zero import ZeroWeights, zero_weights

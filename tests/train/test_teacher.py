@@ -9,13 +9,13 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
-from torch.optim import AdamW
 from transformers import CLIPTokenizer
 
 from stack.nets.ema import EMA
 from stack.nets.sd15 import SDDenoiser
 from stack.nets.text import tokenize
 from stack.nets.vae import Autoencoder, from_uint8
+from stack.parallel.adam import AdamW
 from stack.parallel.local import LocalWeights
 from stack.train.pretrain import (
     END,

@@ -1,0 +1,199 @@
+"""`data_prep imagenet64`: pictures with class labels, as EDM's dataset_tool lays them out.
+
+A folder or a zip of `00000/img00000000.png` and so on beside a `dataset.json` with
+{"labels": [["00000/img00000000.png", 6], ...]}.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from data_prep.shards import Sample, ShardFolder, Tally
+from stack.data.index import Manifest
+from stack.util.errors import UserError
+from stack.util.files import parse_json, sha256_file
+from stack.util.progress import progress
+
+LABELS = "dataset.json"
+_EXTENSION = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A picture of a class.
+
+    Args:
+        image: bytes of a PNG, JPEG or WebP file. about: what its json says.
+    """
+
+    key: str
+    image: bytes
+    label: int
+    text: str | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def imagenet64(
+    source: Path,
+    out: Path,
+    *,
+    seed: int = 0,
+    samples_per_shard: int = 1000,
+    overwrite: bool = False,
+) -> Manifest:
+    """Write the pictures of a folder or zip, in a random order fixed by `seed`, as shards.
+
+    A sample has the picture's bytes as they are, `cls` (the class's number) and `json` (the
+    picture's name). One that cannot be read is left out, counted as `dropped`. Of a folder, names
+    and sizes and `dataset.json` stand for the content when a run is continued.
+
+    Raises:
+        UserError: no such folder or zip, or a label is missing or no class.
+    """
+    with ExitStack() as stack:
+        if source.is_dir():
+            read = _from_folder(source)
+            digest = _listing(source)
+        else:
+            read = stack.enter_context(_open(source)).read
+            digest = sha256_file(source)
+        labels = _labels(read, source)
+        names = list(labels)
+
+        def picture(number: int) -> Labelled:
+            name = names[number]
+            try:
+                image = read(name)
+            except (KeyError, FileNotFoundError):
+                raise UserError(f"{source}: {name}: in {LABELS}, but not there") from None
+            key = name.rpartition(".")[0] or name
+            return Labelled(key, image, labels[name], about={"name": name})
+
+        origin = {"verb": "imagenet64", "source": digest}
+        return labelled_shards(
+            picture,
+            len(names),
+            out,
+            origin,
+            seed=seed,
+            samples_per_shard=samples_per_shard,
+            overwrite=overwrite,
+        )
+
+
+def labelled_shards(
+    picture: Callable[[int], Labelled],
+    count: int,
+    out: Path,
+    origin: dict[str, Any],
+    *,
+    seed: int,
+    samples_per_shard: int,
+    overwrite: bool,
+) -> Manifest:
+    """Write pictures 0 to `count` - 1, in a random order fixed by `seed`, as shards.
+
+    Args:
+        origin: what they are made from; seed and size of the shards are added.
+    """
+    origin = {**origin, "seed": seed, "samples_per_shard": samples_per_shard}
+    folder = ShardFolder(out, origin, overwrite=overwrite)
+    if folder.finished:
+        return Manifest.read(out)
+    order = np.argsort(np.random.Philox(key=seed).random_raw(count), kind="stable")
+    with progress(origin["verb"], total=count, initial=folder.samples) as bar:
+        for number, start in enumerate(range(0, count, samples_per_shard)):
+            name = f"{number:06d}.tar"
+            part = order[start : start + samples_per_shard].tolist()
+            if name not in folder.entries:
+                tally = Tally()
+                folder.write(name, _samples(picture, part, tally), tally)
+                bar.advance(len(part))
+    return folder.finish()
+
+
+def _samples(
+    picture: Callable[[int], Labelled], numbers: Sequence[int], tally: Tally
+) -> Iterator[Sample]:
+    for row in map(picture, numbers):
+        try:
+            with Image.open(io.BytesIO(row.image)) as opened:
+                extension = _EXTENSION[str(opened.format)]
+                tally.sizes[f"{opened.width}x{opened.height}"] += 1
+        except (UnidentifiedImageError, KeyError, TypeError):
+            tally.counts["dropped"] += 1
+            continue
+        members = {
+            extension: row.image,
+            "cls": str(row.label).encode(),
+            "json": json.dumps(row.about, ensure_ascii=False, default=str).encode(),
+        }
+        if row.text is not None:
+            members["txt"] = row.text.encode()
+        # A dot would end the key, a slash would make a folder.
+        yield row.key.replace(".", "_").replace("/", "_"), members
+
+
+def _labels(read: Callable[[str], bytes], source: Path) -> dict[str, int]:
+    """Class by name of the picture, in the order of names."""
+    path = f"{source}/{LABELS}"
+    try:
+        data = parse_json(read(LABELS), path)
+    except (KeyError, FileNotFoundError):
+        raise UserError(
+            f"{path}: missing; it gives the class of each picture, as EDM's dataset_tool writes it"
+        ) from None
+    rows = data.get("labels") if isinstance(data, dict) else None
+    if not isinstance(rows, list) or not rows:
+        raise UserError(f"{path}: labels: must be a list of [name, class] pairs")
+    labels: dict[str, int] = {}
+    for row in rows:
+        match row:
+            case [str(name), int(label)] if label >= 0 and not isinstance(label, bool):
+                labels[name] = label
+            case _:
+                raise UserError(f"{path}: labels: {row!r} is not a pair [name, class]")
+    return dict(sorted(labels.items()))
+
+
+def _from_folder(folder: Path) -> Callable[[str], bytes]:
+    root = folder.resolve()
+
+    def read(name: str) -> bytes:
+        path = (root / name).resolve()
+        if not path.is_relative_to(root):
+            raise UserError(f"{folder}: {name}: lies outside the folder")
+        return path.read_bytes()
+
+    return read
+
+
+def _listing(folder: Path) -> str:
+    """Hex SHA-256 of the names and sizes of a folder's files, and of its labels."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            digest.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode())
+    if (folder / LABELS).is_file():
+        digest.update((folder / LABELS).read_bytes())
+    return digest.hexdigest()
+
+
+def _open(source: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(source)
+    except FileNotFoundError:
+        raise UserError(f"{source}: no such folder or zip file") from None
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{source}: not a zip file ({error})") from None

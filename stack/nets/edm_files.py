@@ -1,0 +1,243 @@
+"""EDM networks on disk: a folder with ``network.safetensors`` and ``config.json``.
+
+Tensors have the names of NVIDIA's state dicts, ``model.`` in front. Their published files are
+pickles that carry Python source; :func:`import_edm` reads the numbers out of one.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from stack.nets.edm import EdmNetwork, edm_network
+from stack.nets.edm_blocks import EdmConfig
+from stack.nets.edm_pickle import Call, load_inert
+from stack.util.errors import UserError
+from stack.util.files import read_json, write_json
+from stack.util.retry import reason
+
+WEIGHTS, CONFIG = "network.safetensors", "config.json"
+_PREFIX = "model."
+_RECONSTRUCT = "torch_utils.persistence._reconstruct_persistent_obj"
+_MODULE_DICT = "torch.nn.modules.container.ModuleDict"
+_PARAMETER = "torch._utils._rebuild_parameter"
+_TENSOR = "torch._utils._rebuild_tensor_v2"
+_STORAGE = "torch.storage._load_from_bytes"
+_SCALAR = "numpy.core.multiarray.scalar"
+
+ALLOWED = frozenset(
+    {
+        *("builtins.set", "collections.OrderedDict", "dnnlib.util.EasyDict"),
+        *(_RECONSTRUCT, _MODULE_DICT, _PARAMETER, _TENSOR, _STORAGE),
+        # Square roots that the constructors were given; numpy 2 writes the second name.
+        *("numpy.dtype", _SCALAR, "numpy._core.multiarray.scalar"),
+    }
+)
+"""All that NVIDIA's network files name."""
+
+_CONSTRUCTORS: dict[str, dict[str, Any]] = {
+    "SongUNet": {
+        "architecture": "ddpm++",
+        "model_channels": 128,
+        "channel_mult": [1, 2, 2, 2],
+        "num_blocks": 4,
+        "attn_resolutions": [16],
+    },
+    "DhariwalUNet": {
+        "architecture": "adm",
+        "model_channels": 192,
+        "channel_mult": [1, 2, 3, 4],
+        "num_blocks": 3,
+        "attn_resolutions": [32, 16, 8],
+    },
+}
+"""By NVIDIA's class name: the values of arguments that a file leaves out."""
+_KNOWN = {
+    "embedding_type": "positional",
+    "encoder_type": "standard",
+    "decoder_type": "standard",
+    "channel_mult_noise": 1,
+    "resample_filter": [1, 1],
+}
+"""Arguments of which these networks have one value; NCSN++ has others."""
+_OF_TRAINING = ("use_fp16", "dropout", "label_dropout", "sigma_min", "sigma_max")
+"""Arguments on which the finished network does not depend."""
+
+
+def save_edm(network: EdmNetwork, out: Path) -> Path:
+    """Write a network's folder, in place of what is there."""
+    weights = {_PREFIX + name: tensor for name, tensor in network.state_dict().items()}
+    return _save(weights, network.config, out)
+
+
+def load_edm(folder: str | Path, *, dropout: float = 0.0) -> EdmNetwork:
+    """The network of a folder, in float32.
+
+    Args:
+        dropout: see :func:`edm_network`.
+
+    Raises:
+        UserError: a file is missing, or the two do not fit each other.
+    """
+    folder = Path(folder)
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder}: {name}: no such file; an EDM network is a folder that stack import-edm "
+                "or stack pretrain makes"
+            )
+    config = _validate(read_json(folder / CONFIG), str(folder / CONFIG))
+    try:
+        weights = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise UserError(f"{folder / WEIGHTS}: not a safetensors file ({error})") from None
+    network = _fitting(config, dropout, {n: t.shape for n, t in weights.items()}, folder / WEIGHTS)
+    network.to_empty(device="cpu")
+    network.load_state_dict({name.removeprefix(_PREFIX): t for name, t in weights.items()})
+    return network
+
+
+def import_edm(file: Path, out: Path) -> Path:
+    """Write the averaged network (``ema``) of one of NVIDIA's pickles as a folder.
+
+    Nothing in the file is run: see :mod:`stack.nets.edm_pickle`.
+
+    Raises:
+        UserError: the file names anything beyond ``ALLOWED``, or is laid out in another way, or
+            is of a network that this project does not have; or ``out`` exists.
+    """
+    if out.exists():
+        raise UserError(f"{out}: is there already; name a new folder")
+    try:
+        with open(file, "rb") as opened:
+            data = load_inert(opened, file, ALLOWED)
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"{file}: no such file") from None
+    try:
+        config, calls = _network(data, str(file))
+        _fitting(
+            config, 0.0, {name: torch.Size(call.args[2]) for name, call in calls.items()}, file
+        )
+        weights = {name: _tensor(call, f"{file}: {name}") for name, call in calls.items()}
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        kind = type(error).__name__
+        raise UserError(
+            f"{file}: not laid out as NVIDIA's EDM networks are ({kind}: {error})"
+        ) from None
+    return _save(weights, config, out)
+
+
+def _save(weights: Mapping[str, Tensor], config: EdmConfig, out: Path) -> Path:
+    staging = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    plain = {name: tensor.contiguous() for name, tensor in weights.items()}
+    save_file(plain, staging / WEIGHTS, metadata={"format": "pt"})
+    write_json(staging / CONFIG, config.model_dump(mode="json"))
+    shutil.rmtree(out, ignore_errors=True)
+    staging.rename(out)
+    return out
+
+
+def _validate(values: Any, source: str) -> EdmConfig:
+    try:
+        return EdmConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) + ": " if first["loc"] else ""
+        raise UserError(f"{source}: {field}{first['msg']} ({first['input']!r})") from None
+
+
+def _fitting(
+    config: EdmConfig, dropout: float, shapes: Mapping[str, torch.Size], path: Path
+) -> EdmNetwork:
+    """The network of a config, on the meta device, if its tensors have these names and shapes."""
+    with torch.device("meta"):
+        network = edm_network(config, dropout)
+    wanted = {_PREFIX + name: tensor.shape for name, tensor in network.state_dict().items()}
+    for name in (*wanted, *shapes):
+        if wanted.get(name) != shapes.get(name):
+            found, due = (tuple(s[name]) if name in s else "absent" for s in (shapes, wanted))
+            raise UserError(f"{path}: {name}: {found}, but by the network's config {due}")
+    return network
+
+
+# NVIDIA's pickles: a dict whose "ema" is a tree of modules, each a call of _RECONSTRUCT with the
+# class's name, its source (never looked at) and its attributes.
+
+
+def _network(data: Any, source: str) -> tuple[EdmConfig, dict[str, Call]]:
+    """Config, and the calls that would have made each tensor."""
+    ema = data["ema"]
+    kind, state = _module(ema)
+    if kind != "EDMPrecond":
+        raise UserError(f"{source}: {kind}: only networks with EDM's preconditioning are known")
+    return _config(state["_init_kwargs"], source), dict(_tensors(ema, "", set()))
+
+
+def _module(call: Call) -> tuple[str, dict[str, Any]]:
+    """A module's class name and attributes."""
+    if call.name == _MODULE_DICT:
+        return "ModuleDict", call.state
+    if call.name != _RECONSTRUCT:
+        raise TypeError(f"{call.name} is no module")
+    return call.args[0]["class_name"], call.args[0]["state"]
+
+
+def _config(arguments: Mapping[str, Any], source: str) -> EdmConfig:
+    """From what the constructor was called with."""
+    given = dict(arguments)
+    kind = given.pop("model_type", "DhariwalUNet")
+    if kind not in _CONSTRUCTORS:
+        raise UserError(f"{source}: model_type: {kind!r} is none of {', '.join(_CONSTRUCTORS)}")
+    for name, known in _KNOWN.items():
+        value = given.pop(name, known)
+        if value != known:
+            raise UserError(f"{source}: {name}: {value!r}, of which only {known!r} is known")
+    for name in _OF_TRAINING:
+        given.pop(name, None)
+    return _validate(_CONSTRUCTORS[kind] | given, source)
+
+
+def _tensors(call: Call, prefix: str, seen: set[Call]) -> Iterator[tuple[str, Call]]:
+    """(name, call of ``_TENSOR``) of parameters and buffers, depth first."""
+    if call in seen:
+        raise ValueError(f"{prefix} is a module that another one holds too")
+    seen.add(call)
+    _, state = _module(call)
+    for kind in ("_parameters", "_buffers"):
+        for name, value in state[kind].items():
+            if value is not None:
+                made = value.args[0] if value.name == _PARAMETER else value
+                if made.name != _TENSOR:
+                    raise TypeError(f"{prefix}{name} is no tensor")
+                yield prefix + name, made
+    for name, child in state["_modules"].items():
+        if child is not None:
+            yield from _tensors(child, f"{prefix}{name}.", seen)
+
+
+def _tensor(call: Call, source: str) -> Tensor:
+    """Float32, from the bytes that torch.save made of its storage."""
+    made, offset, size, stride = call.args[:4]
+    if made.name != _STORAGE:
+        raise TypeError(f"{made.name} is no storage")
+    try:
+        storage = torch.load(io.BytesIO(made.args[0]), map_location="cpu", weights_only=True)
+    # Foreign bytes make torch raise errors of any kind.
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if "GLOBAL" in line]
+        raise UserError(f"{source}: refused: {(lines or [reason(error)])[0]}") from None
+    if not isinstance(storage, torch.storage.TypedStorage):
+        raise UserError(f"{source}: refused: holds a {type(storage).__name__}, not a storage")
+    values = torch.empty(0, dtype=storage.dtype).set_(storage, offset, size, stride)
+    return values.float()

@@ -1,0 +1,110 @@
+"""``stack plan``: what a recipe needs of many GPUs, before an hour of one is spent."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from stack.config.schema import DistillRecipe, SDTeacher
+from stack.nets.hub import from_hub, pipeline_folder
+from stack.nets.published import unet_config
+from stack.train.budget import GPUS
+from stack.train.build_plan import Plan, Planner
+from stack.util.errors import UserError
+from stack.util.files import write_json
+
+_PUBLISHED = {"stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15"}
+"""Pipelines whose UNet's shape is known without their files."""
+_REMEDIES = 3
+
+
+def plan(
+    recipe: Any,
+    *,
+    gpu: str,
+    gpus: int,
+    node: int,
+    share: float,
+    json_file: Path | None = None,
+) -> int:
+    """Print memory by part, work, traffic and time; status 2 if the memory does not suffice.
+
+    Raises:
+        UserError: the recipe is not of a pipeline, or does not fit.
+    """
+    planner = Planner(teacher_config(recipe), GPUS[gpu], gpus, node, share)
+    found = planner.plan(recipe)
+    facts = found.facts()
+    if json_file:
+        write_json(json_file, facts)
+    print("\n".join(_lines(gpu, found, facts)))
+    if found.fits:
+        return 0
+    needed = _gib(sum(facts["bytes_per_gpu"].values()))
+    ways = [
+        f"{name} ({_gib(sum(better.bytes_per_gpu.values()))})"
+        for name, better in islice(planner.remedies(recipe), _REMEDIES)
+    ]
+    told = f"with {'; or '.join(ways)}" if ways else "with more GPUs, or larger ones"
+    raise UserError(f"does not fit: {needed} of {_gib(GPUS[gpu].memory)}; it would {told}")
+
+
+def teacher_config(recipe: Any) -> dict[str, Any]:
+    """The config of the UNet of a recipe's teacher.
+
+    Raises:
+        UserError: it is not a pipeline, or not at hand and not known.
+    """
+    if not isinstance(recipe, DistillRecipe) or not isinstance(recipe.teacher, SDTeacher):
+        raise UserError("teacher: only distillations of a pipeline can be planned")
+    path = recipe.teacher.path
+    if from_hub(path) and path in _PUBLISHED:
+        return unet_config(_PUBLISHED[path])
+    return unet_config(pipeline_folder(path, recipe.teacher.revision))
+
+
+def _lines(gpu: str, found: Plan, facts: dict[str, Any]) -> list[str]:
+    recipe, parts = found.recipe, facts["bytes_per_gpu"]
+    samples = recipe.batch_size // facts["gpus"] // facts["micro_batches"]
+    shown = [
+        f"{recipe.name}: {facts['gpus']} x {gpu}, {recipe.parallel.backend}, "
+        f"batch {recipe.batch_size} = {facts['gpus']} ranks x {facts['micro_batches']} x {samples}",
+        "",
+        "memory of a GPU",
+    ]
+    shown += [f"  {name:28}{_gib(size):>12}" for name, size in parts.items() if size]
+    shown += [
+        f"  {'all':28}{_gib(sum(parts.values())):>12}  of {_gib(facts['memory_per_gpu'])}",
+        "",
+        "work",
+    ]
+    costs = facts["unet_forwards"]
+    steps = ", ".join(f"{step} {costs[step]:.2f}" for step in costs)
+    rows = [
+        ("parameters of the UNet", f"{facts['parameters']['unet']:,}"),
+        ("forwards of it for a sample", steps),
+        ("FLOP of an iteration", f"{facts['flops_per_iteration']:.3g}"),
+        (f"FLOP of {recipe.iterations:,} iterations", f"{facts['flops']:.3g}"),
+        ("sent by a GPU an iteration", _gib(facts["bytes_communicated"])),
+        ("read by all a second", f"{facts['bytes_read_per_second'] / 1e6:.0f} MB"),
+        ("a checkpoint", _gib(facts["checkpoint_bytes"])),
+    ]
+    rows += [
+        (f"at {found.share:.0%} of the GPU's rate", f"{facts['images_per_second']:.0f} images/s"),
+        ("an iteration", f"{facts['seconds_per_iteration']:.3f} s"),
+        (f"{recipe.iterations:,} iterations", _time(facts["days"], facts["gpus"])),
+        (
+            f"{recipe.iterations:,} student updates",
+            _time(facts["days_if_student_updates"], facts["gpus"]),
+        ),
+    ]
+    return [*shown, *(f"  {name:28}  {value}" for name, value in rows)]
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
+def _time(days: float, gpus: int) -> str:
+    return f"{days:.2f} days, {days * 24 * gpus:.0f} GPU hours"
