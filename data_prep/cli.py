@@ -13,9 +13,10 @@ from data_prep.verbs.options import Arguments
 from stack.util.errors import DENIED, UserError
 
 _ABOUT = """\
-Prepare training data: pictures and captions into WebDataset shards, then latents and token ids
-beside them. A verb writes a new folder and never changes its input; a killed run continues when
-the same command is given again; the same input gives the same bytes.
+Prepare training data: pictures and captions into WebDataset shards, then latents
+and token ids beside them. A verb writes a new folder and never changes its input;
+a killed run continues when the same command is given again; the same input gives
+the same bytes.
 """
 
 _EXAMPLE = """\
@@ -27,10 +28,12 @@ COYO-700M, part 0 of 128 (slurm/coyo_download.sbatch does all):
 the demo's data:
   python -m data_prep digits data/digits
   python -m data_prep latents data/digits/shards data/digits/latents --vae TEACHER
-  python -m data_prep captions data/digits/latents data/digits/train --tokenizer TEACHER
+  python -m data_prep captions data/digits/latents data/digits/train \\
+      --tokenizer TEACHER
   python -m data_prep verify data/digits/train
 
-TEACHER is a diffusers pipeline folder. `python -m data_prep VERB --help` says more of each verb.
+TEACHER is a diffusers pipeline folder. `python -m data_prep VERB --help` says more of
+each verb.
 """
 
 

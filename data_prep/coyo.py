@@ -153,6 +153,9 @@ def _open(path: Path) -> _File:
 def _check(file: _File, needed: Sequence[str]) -> None:
     with _damage(file.path, "footer"):
         schema = file.meta.schema.to_arrow_schema()
+    for name in schema.names:
+        if name in COLUMNS and schema.names.count(name) > 1:
+            raise UserError(f"{file.path}: {name}: two columns have this name; leave one out")
     for name in needed:
         if name not in schema.names:
             raise UserError(
@@ -202,7 +205,9 @@ def _read(
                     raise UserError(f"{file.path}: {place}: rows are missing; download it again")
                 low, high = max(wanted[0] - row, 0), min(after - row, len(batch))
                 if low < high:
-                    yield row + low, cast(batch.slice(low, high - low), columns)
+                    with _damage(file.path, place):
+                        wanted_rows = cast(batch.slice(low, high - low), columns)
+                    yield row + low, wanted_rows
                 row += len(batch)
 
 
@@ -240,7 +245,9 @@ def _cast(name: str, array: pa.Array) -> pa.Array:
     if kind == pa.int64() and pa.types.is_floating(array.type):
         # A column with holes that pandas wrote: NaN is a hole, too.
         array = pc.if_else(pc.is_finite(array), array, pa.scalar(None, array.type))
-    return array if array.type == kind else array.cast(kind, safe=False)
+    # A fraction in a column of whole numbers is cut; a number that does not fit is an error.
+    whole = pa.types.is_integer(array.type)
+    return array if array.type == kind else array.cast(kind, safe=whole)
 
 
 def _valid(texts: pa.Array) -> pa.Array:

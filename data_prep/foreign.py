@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from data_prep.shards import JOURNAL, ShardFolder, Tally
+from data_prep.shards import JOURNAL, ShardFolder, Tally, sole_writer
 from stack.data.index import (
     MANIFEST,
     Manifest,
@@ -38,6 +38,11 @@ def import_shards(folder: Path, *, skip_damaged: bool = False) -> Manifest:
     tars = sorted(folder.glob("*.tar"))
     if not tars:
         raise UserError(f"{folder}: no .tar files in it")
+    with sole_writer(folder):
+        return _import(folder, tars, skip_damaged)
+
+
+def _import(folder: Path, tars: list[Path], skip_damaged: bool) -> Manifest:
     if (folder / MANIFEST).is_file():
         return _imported(folder, tars)
     entries, tally = _done(folder)

@@ -17,7 +17,7 @@ from data_prep.blocklist import Blocklist
 from data_prep.download.ledger import Ledger, has_ledger
 from data_prep.download.outcome import FAILED
 from data_prep.download.run import TOMBSTONES, write_manifest
-from data_prep.merge import merge, parts_of
+from data_prep.merge import is_of_parts, merge, parts_of
 from data_prep.shards import Sample, Tally, manifest_of, sole_writer, write_shard
 from stack.data.index import MANIFEST, Manifest, ShardEntry
 from stack.data.shard import SampleError, Shard
@@ -52,9 +52,9 @@ def forget(folder: Path, taken: Blocklist) -> Forgotten:
     Raises:
         UserError: not a folder of shards, or of samples without json.
     """
-    if parts := parts_of(folder):
+    if is_of_parts(folder):
         done = Forgotten()
-        for part in parts:
+        for part in parts_of(folder):
             one = forget(part, taken)
             done.samples, done.shards = done.samples + one.samples, done.shards + one.shards
         if (folder / MANIFEST).is_file():
@@ -63,9 +63,9 @@ def forget(folder: Path, taken: Blocklist) -> Forgotten:
     if has_ledger(folder):
         with sole_writer(folder), Ledger(folder) as ledger:
             return _from_download(folder, ledger, taken)
-    manifest = Manifest.read(folder)
+    Manifest.read(folder)  # Nothing is made in a folder of another kind.
     with sole_writer(folder):
-        return _from_manifest(folder, manifest, taken)
+        return _from_manifest(folder, Manifest.read(folder), taken)
 
 
 def _from_download(folder: Path, ledger: Ledger, taken: Blocklist) -> Forgotten:
@@ -80,7 +80,7 @@ def _from_download(folder: Path, ledger: Ledger, taken: Blocklist) -> Forgotten:
     ledger.forget([*map(int, changes.keys), *waiting], changes.shards)
     if (folder / MANIFEST).is_file():
         write_manifest(folder, ledger)
-    _remove(folder, ledger.about["replaced"])
+    _remove(folder, ledger.about["replaced"], [entry for entry, _ in ledger.shards()])
     return Forgotten(len(changes.keys), len(changes.shards))
 
 
@@ -107,7 +107,7 @@ def _from_manifest(folder: Path, before: Manifest, taken: Blocklist) -> Forgotte
             replaced=(*before.replaced, *changes.shards),
         )
         after.write(folder)
-    _remove(folder, after.replaced)
+    _remove(folder, after.replaced, after.shards)
     return Forgotten(len(changes.keys), len(changes.shards))
 
 
@@ -162,8 +162,8 @@ def _next_revision(name: str) -> str:
     return f"{found[1]}-r{int(found[2] or 0) + 1}.tar"
 
 
-def _remove(folder: Path, names: Sequence[str]) -> None:
-    """Remove shards that no manifest lists any more."""
-    for name in names:
+def _remove(folder: Path, replaced: Sequence[str], there: Sequence[ShardEntry]) -> None:
+    """Remove shards that have been replaced, and are not among those that are there."""
+    for name in set(replaced) - {entry.name for entry in there}:
         for path in (folder / name, folder / f"{name.removesuffix('.tar')}.index.npy"):
             path.unlink(missing_ok=True)

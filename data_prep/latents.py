@@ -83,6 +83,7 @@ def latents(
         "drop_images": drop_images,
     }
     if clip:
+        load_clip_images(clip)
         origin["clip"] = folder_hash(clip)
     devices = _devices(device)
     scale = load_vae(vae).scale  # Before anything there is overwritten.

@@ -8,18 +8,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from data_prep.card import write_card
-from data_prep.shards import CARD, Tally, manifest_of, sole_writer
+from data_prep.shards import CARD, IMAGES, Tally, manifest_of, sole_writer
 from stack.data.index import MANIFEST, Manifest, check_shards
 from stack.util.errors import UserError
 
-_PART = re.compile(r"part-(\d+)-of-(\d+)")
+PART = re.compile(r"part-(\d{5})-of-(\d{5})")
+"""Name of a part's folder: its number, and how many there are."""
 _ONE = ("resolution", "crop", "vae", "tokenizer")
 """Fields of a manifest in which parts must agree."""
 
 
 def parts_of(folder: Path) -> list[Path]:
     """The folders FOLDER/part-K-of-N, in order; none if there are none."""
-    found = (path for path in folder.glob("part-*-of-*") if _PART.fullmatch(path.name))
+    found = (path for path in folder.glob("part-*-of-*") if PART.fullmatch(path.name))
     return sorted(path for path in found if path.is_dir())
 
 
@@ -33,10 +34,23 @@ def merge(folder: Path) -> Manifest:
     if not parts:
         raise UserError(f"{folder}: no folders part-K-of-N in it")
     _check_numbers(folder, parts)
-    if (folder / MANIFEST).is_file() and Manifest.read(folder).origin.get("verb") != "merge":
+    with sole_writer(folder):
+        return _merge(folder, parts)
+
+
+def is_of_parts(folder: Path) -> bool:
+    """Whether a folder's shards are its parts', under one manifest or none."""
+    if not parts_of(folder):
+        return False
+    manifest = folder / MANIFEST
+    return not manifest.is_file() or Manifest.read(folder).origin.get("verb") == "merge"
+
+
+def _merge(folder: Path, parts: list[Path]) -> Manifest:
+    if not is_of_parts(folder):
         raise UserError(f"{folder}: holds shards of its own beside parts; name a folder of parts")
     manifests = {part: Manifest.read(part) for part in parts}
-    _check_alike(manifests)
+    _check_alike({part: found for part, found in manifests.items() if found.samples})
     entries, tally, replaced = [], Tally(), []
     for part, manifest in manifests.items():
         check_shards(part, manifest.shards)
@@ -46,20 +60,19 @@ def merge(folder: Path) -> Manifest:
             entry.model_copy(update={"name": f"{part.name}/{entry.name}"})
             for entry in manifest.shards
         ]
-    first = manifests[parts[0]]
+    first = next((found for found in manifests.values() if found.samples), manifests[parts[0]])
     fingerprints = [manifest.fingerprint for manifest in manifests.values()]
-    with sole_writer(folder):
-        manifest = manifest_of(
-            entries,
-            tally,
-            **{name: getattr(first, name) for name in _ONE},
-            code=_versions(manifests.values()),
-            replaced=tuple(replaced),
-            origin={"verb": "merge", "parts": fingerprints},
-        )
-        manifest.write(folder)
-        if (parts[0] / CARD).is_file():
-            write_card(folder, manifest)
+    manifest = manifest_of(
+        entries,
+        tally,
+        **{name: getattr(first, name) for name in _ONE},
+        code=_versions(manifests.values()),
+        replaced=tuple(replaced),
+        origin={"verb": "merge", "parts": fingerprints},
+    )
+    manifest.write(folder)
+    if (parts[0] / CARD).is_file():
+        write_card(folder, manifest)
     return manifest
 
 
@@ -73,7 +86,7 @@ def _versions(manifests: Iterable[Manifest]) -> dict[str, str]:
 
 
 def _check_numbers(folder: Path, parts: list[Path]) -> None:
-    numbers = [_PART.fullmatch(part.name) for part in parts]
+    numbers = [PART.fullmatch(part.name) for part in parts]
     counts = {int(found[2]) for found in numbers if found}
     if len(counts) > 1:
         told = " and ".join(str(count) for count in sorted(counts))
@@ -84,13 +97,20 @@ def _check_numbers(folder: Path, parts: list[Path]) -> None:
 
 
 def _check_alike(manifests: dict[Path, Manifest]) -> None:
+    """Parts that hold samples must hold them of one kind."""
+    if not manifests:
+        return
     (first, model), *others = manifests.items()
     for part, manifest in others:
         for name in _ONE:
             if (value := getattr(manifest, name)) != (expected := getattr(model, name)):
                 raise UserError(f"{part}: {name}: {value}, but {first} has {expected}")
-        if set(manifest.fields) != set(model.fields):
+        if (here := _fields(manifest)) != (there := _fields(model)):
             raise UserError(
-                f"{part}: fields: {', '.join(manifest.fields)}, but {first} has "
-                f"{', '.join(model.fields)}"
+                f"{part}: fields: {', '.join(here)}, but {first} has {', '.join(there)}"
             )
+
+
+def _fields(manifest: Manifest) -> list[str]:
+    """The fields of samples; pictures of several formats are one."""
+    return sorted({"image" if name in IMAGES else name for name in manifest.fields})

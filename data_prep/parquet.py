@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
-from data_prep.shards import Sample, ShardFolder, Tally
+from data_prep.shards import Sample, ShardFolder, Tally, sole_writer
 from stack.data.index import Manifest
 from stack.util.errors import UserError
 from stack.util.files import sha256_file
@@ -46,9 +46,15 @@ def shards_from_parquet(
         "seed": seed,
         "samples_per_shard": samples_per_shard,
     }
-    folder = ShardFolder(out, origin, overwrite=overwrite)
-    if folder.finished:
-        return Manifest.read(out)
+    with sole_writer(out):
+        folder = ShardFolder(out, origin, overwrite=overwrite)
+        return Manifest.read(out) if folder.finished else _write(folder, table, origin, describe)
+
+
+def _write(
+    folder: ShardFolder, table: pa.Table, origin: dict[str, Any], describe: Callable[[Row], Row]
+) -> Manifest:
+    seed, samples_per_shard = origin["seed"], origin["samples_per_shard"]
     order = np.argsort(np.random.Philox(key=seed).random_raw(len(table)), kind="stable")
     with progress("shards", total=len(table), initial=folder.samples) as bar:
         for number, start in enumerate(range(0, len(table), samples_per_shard)):

@@ -26,7 +26,7 @@ from stack.data.index import (
 )
 from stack.util.code import code_version
 from stack.util.errors import UserError
-from stack.util.files import fsync, write_atomic
+from stack.util.files import fsync, named, write_atomic
 
 CARD = "DATASET_CARD.md"
 """What a folder that was made of the web says of itself."""
@@ -127,7 +127,8 @@ class ShardFolder:
         """Note a shard that has been written; nothing for None."""
         if entry is None:
             return
-        with open(self.out / JOURNAL, "a") as journal:
+        path = self.out / JOURNAL
+        with named(path), open(path, "a") as journal:
             journal.write(self.journal_line(entry, tally))
             journal.flush()
             os.fsync(journal.fileno())
@@ -138,9 +139,13 @@ class ShardFolder:
     def journal_line(entry: ShardEntry, tally: Tally) -> str:
         return json.dumps({"entry": entry.model_dump(), **vars(tally)}) + "\n"
 
-    def finish(self, **known: Any) -> Manifest:
-        """Write the manifest; `known` are its fields that the samples do not tell."""
-        if not self.entries:
+    def finish(self, *, empty: bool = False, **known: Any) -> Manifest:
+        """Write the manifest; `known` are its fields that the samples do not tell.
+
+        Args:
+            empty: there may be no samples, because there were none to begin with.
+        """
+        if not (self.entries or empty):
             raise UserError(f"{self.out}: samples: none left to write")
         manifest = manifest_of(self.entries.values(), self.tally, origin=self.origin, **known)
         manifest.write(self.out)
@@ -199,12 +204,20 @@ def sole_writer(folder: Path) -> Iterator[None]:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is not a folder; name another")
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
+    path = folder / ".lock"
+    with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Another one may have ended, and removed what was opened here.
+            ours = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
         except BlockingIOError:
+            ours = False
+        if not ours:
             raise UserError(f"{folder}: another process is writing into this folder") from None
-        yield
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def write_shard(
@@ -217,7 +230,7 @@ def write_shard(
     keys: set[str] = set()
     temporary = path.with_name(f".{path.name}.part")
     path.parent.mkdir(exist_ok=True)
-    with open(temporary, "wb") as file:
+    with named(path), open(temporary, "wb") as file:
         writer = TarWriter(file)
         for key, fields in samples:
             if key in keys:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.shards import CARD, Sample, ShardFolder, Tally, write_shard
+from data_prep.shards import CARD, Sample, ShardFolder, Tally, sole_writer, write_shard
 from stack.data.index import Manifest, ShardEntry
 from stack.data.shard import SampleError, Shard
 from stack.data.storage import LocalFolder
@@ -19,6 +19,9 @@ Convert = Callable[[Iterator[Sample], Tally], Iterator[Sample]]
 
 Converted = tuple[ShardEntry | None, Tally]
 """The new shard, if it holds any sample."""
+
+ConvertAll = Callable[[Sequence[ShardEntry]], Iterable[tuple[ShardEntry, Converted]]]
+"""Writes the shards that it is given, in any order, and gives each with what it has become."""
 
 
 def transform(
@@ -40,11 +43,17 @@ def transform_by(
     title: str,
     source: Path,
     target: ShardFolder,
-    convert: Callable[[Sequence[ShardEntry]], Iterable[tuple[ShardEntry, Converted]]],
+    convert: ConvertAll,
     **known: Any,
 ) -> Manifest:
-    """`transform` with a `convert` that writes all the shards that it is given, in any order, and
-    gives each with what it has become."""
+    """`transform` by something that converts several shards at a time."""
+    with sole_writer(target.out):
+        return _transform_by(title, source, target, convert, known)
+
+
+def _transform_by(
+    title: str, source: Path, target: ShardFolder, convert: ConvertAll, known: dict[str, Any]
+) -> Manifest:
     if target.finished:
         return Manifest.read(target.out)
     before = Manifest.read(source)
@@ -56,7 +65,7 @@ def transform_by(
     carried = {name: getattr(before, name) for name in ("resolution", "crop", "vae", "tokenizer")}
     carried["counts"] = {**before.counts, **target.tally.counts}
     carried["code"] = {**before.code, **known.pop("code", {})}
-    manifest = target.finish(**{**carried, **known})
+    manifest = target.finish(empty=not before.samples, **{**carried, **known})
     if (source / CARD).is_file():
         write_atomic(target.out / CARD, (source / CARD).read_bytes())
     return manifest

@@ -28,8 +28,10 @@ def verify(folder: Path) -> Manifest:
                 print(fault, file=sys.stderr)
                 faults += 1
             bar.advance()
-    listed = {entry.name for entry in manifest.shards}
-    for stray in sorted(path for path in folder.glob("*.tar") if path.name not in listed):
+    listed = {folder / entry.name for entry in manifest.shards}
+    places = {folder, *(path.parent for path in listed)}
+    tars = {path for place in places for path in place.glob("*.tar")}
+    for stray in sorted(tars - listed):
         print(f"{stray}: not listed in the manifest", file=sys.stderr)
         faults += 1
     if faults:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing.queues import Queue
@@ -47,7 +49,16 @@ def convert_on(
 
 def _begin(make: Make, free: Queue[str], threads: int) -> None:
     torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _made.append(make(free.get()))
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would hold its GPU, and write into what a new run makes."""
+    parent = multiprocessing.parent_process()
+    assert parent
+    parent.join()
+    os._exit(1)
 
 
 def _convert(source: Path, out: Path, entry: ShardEntry) -> Converted:

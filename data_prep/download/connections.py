@@ -12,6 +12,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,13 +23,19 @@ from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConn
 
 from data_prep.download.outcome import refused
 
+_UNICAST = ipaddress.IPv6Network("2000::/3")  # All that is given out, RFC 4291.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052.
+
+
+_RESOLVERS = ThreadPoolExecutor(64, "resolve")
+"""A name server that is slow takes its own time, whatever the deadline is."""
 
 
 class _Limits(threading.local):
     """Of the present request of a thread."""
 
     deadline = 0.0
+    bytes_left = 0
     allow_private = False
 
 
@@ -36,15 +43,24 @@ _limits = _Limits()
 
 
 @contextmanager
-def limited(deadline: float, *, allow_private: bool) -> Iterator[None]:
+def limited(deadline: float, max_bytes: int, *, allow_private: bool) -> Iterator[None]:
     """Bound all that this thread reads, writes and connects to inside the context.
 
     Args:
         deadline: by time.monotonic(), in seconds; TimeoutError after it.
+        max_bytes: read at most from the network, headers and all; MissError beyond.
         allow_private: also connect to addresses that are not of the public internet.
     """
-    _limits.deadline, _limits.allow_private = deadline, allow_private
+    _limits.deadline, _limits.bytes_left = deadline, max_bytes
+    _limits.allow_private = allow_private
     yield
+
+
+def _received(count: int) -> int:
+    _limits.bytes_left -= count
+    if _limits.bytes_left < 0:
+        raise refused("too_large")
+    return count
 
 
 def _left() -> float:
@@ -57,7 +73,7 @@ def _left() -> float:
 class _DeadlineSocket(socket.socket):
     def recv_into(self, *args: Any, **options: Any) -> int:
         self.settimeout(_left())
-        return super().recv_into(*args, **options)
+        return _received(super().recv_into(*args, **options))
 
     def sendall(self, *args: Any, **options: Any) -> None:
         self.settimeout(_left())
@@ -67,7 +83,7 @@ class _DeadlineSocket(socket.socket):
 class _DeadlineTLSSocket(ssl.SSLSocket):
     def recv_into(self, *args: Any, **options: Any) -> int:
         self.settimeout(_left())
-        return super().recv_into(*args, **options)
+        return _received(super().recv_into(*args, **options))
 
     def do_handshake(self, block: bool = False) -> None:
         self.settimeout(_left())
@@ -83,6 +99,8 @@ def is_public(address: str) -> bool:
             ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         else:
             ip = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else ip)
+    if isinstance(ip, ipaddress.IPv6Address) and ip not in _UNICAST:
+        return False
     return ip.is_global and not ip.is_multicast
 
 
@@ -90,8 +108,11 @@ def _connect(connection: HTTPConnection) -> socket.socket:
     """Connect to one of the host's addresses. What is checked is what is connected to: a name
     cannot change its address in between."""
     host, port = connection.host.strip("[]"), connection.port
+    resolved = _RESOLVERS.submit(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = resolved.result(timeout=_left())
+    except TimeoutError as error:
+        raise ConnectTimeoutError(connection, f"{host}: the name was not resolved") from error
     except (socket.gaierror, UnicodeError) as error:
         # A name that cannot be encoded for the resolver has no address either.
         reason = error if isinstance(error, socket.gaierror) else socket.gaierror(str(error))

@@ -19,6 +19,7 @@ LOOKAHEAD = 8192
 """Rows that may be begun before the first of them is done: at 200 a second, enough to wait out a
 deadline of 30 s."""
 _HELD_BYTES = 1 << 30
+"""Of pictures that wait for one before them: where pictures are large, fewer rows are begun."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Crew:
         self.fetcher, self.target = fetcher, target
         self._turns: Turns[tuple[Task, Result]] = Turns(fetcher.limits.per_host)
         self._cpus = threading.BoundedSemaphore(len(os.sched_getaffinity(0)))
-        self._held = 0
+        self._made_pictures = self._made_bytes = 0
         self._lock = threading.Lock()
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
 
@@ -60,7 +61,7 @@ class Crew:
         begun: deque[tuple[Row, Result]] = deque()
         source, more = iter(rows), True
         while True:
-            while more and len(begun) < LOOKAHEAD and self._held < _HELD_BYTES:
+            while more and len(begun) < self._window():
                 row = next(source, None)
                 if row is None:
                     more = False
@@ -69,11 +70,15 @@ class Crew:
             if not begun:
                 return
             row, result = begun.popleft()
-            got = result.result()
-            if isinstance(got.found, Picture):
-                with self._lock:
-                    self._held -= len(got.found.data)
-            yield row, got
+            yield row, result.result()
+
+    def _window(self) -> int:
+        """Rows that may be under way."""
+        with self._lock:
+            if not self._made_pictures:
+                return LOOKAHEAD
+            size = self._made_bytes / self._made_pictures
+        return int(min(LOOKAHEAD, max(_HELD_BYTES / size, 2 * len(self._threads))))
 
     def _begin(self, row: Row, known: Miss | None) -> Result:
         result: Result = Future()
@@ -120,5 +125,6 @@ class Crew:
         except MissError as error:
             return Got(error.miss, task.requests)
         with self._lock:
-            self._held += len(picture.data)
+            self._made_pictures += 1
+            self._made_bytes += len(picture.data)
         return Got(picture, task.requests)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import logging
 import random
 import threading
 import time
@@ -25,16 +26,17 @@ from urllib3.exceptions import (
 from urllib3.util import Url, parse_url
 
 from data_prep.download.connections import connections, limited
-from data_prep.download.outcome import Miss, MissError, failed, refused
+from data_prep.download.outcome import FAILED, Miss, MissError, failed, refused
 from data_prep.download.robots import Robots, opts_out
 
-AGENT = "f-distill"
-"""The name that robots.txt and X-Robots-Tag may address, whatever the user agent says."""
+log = logging.getLogger(__name__)
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 530)
 _CHUNK = 64 << 10
 _ROBOTS_BYTES = 512 << 10
+_HEADERS = 128 << 10
+"""Beyond the body."""
 _SILENT_TRIES, _SILENT_SECONDS = 10, 300.0
 
 
@@ -100,7 +102,8 @@ class Fetcher:
         self.limits = limits
         self._headers = {"User-Agent": user_agent, "Accept": "image/*,*/*;q=0.5"}
         self._pool = connections(hosts=512, per_host=limits.per_host)
-        self._robots = Robots(AGENT, self._robots_txt)
+        self._agent = product_token(user_agent)
+        self._robots = Robots(self._agent, self._robots_txt, limits.backoff)
         self._silent: dict[str, _Silence] = {}
         self._lock = threading.Lock()
 
@@ -111,17 +114,28 @@ class Fetcher:
         try:
             if task.left <= 0:
                 raise failed("timeout")
-            with limited(started + task.left, allow_private=self.limits.allow_private):
+            private, size = self.limits.allow_private, self.limits.max_bytes + _HEADERS
+            with limited(started + task.left, size, allow_private=private):
                 return self._request(task)
         except MissError as error:
             return error.miss
+        # An answer may be of any kind, and so are the errors of those who try to read it.
+        except Exception:
+            log.exception("%s: an answer that could not be read", task.url)
+            return failed("bad_answer").miss
         finally:
             task.left -= time.monotonic() - started
 
     def _request(self, task: Task) -> bytes | Again:
         place = located(task.url)
-        if self.limits.robots and not self._robots.allow(site_of(place), place.url):
-            raise refused("robots_txt")
+        if self.limits.robots:
+            try:
+                allowed = self._robots.allow(site_of(place), place.url)
+            except MissError as error:
+                task.attempts += 1
+                return self._later(task, error)
+            if not allowed:
+                raise refused("robots_txt")
         task.attempts += 1
         task.requests += 1
         try:
@@ -151,10 +165,16 @@ class Fetcher:
         except HTTPError:
             self._note_silence(host)
             raise
-        with self._lock:
-            self._silent.pop(host, None)
         try:
             yield answer
+        except HTTPError:
+            self._note_silence(host)
+            raise
+        except BaseException:
+            self._heard(host)
+            raise
+        else:
+            self._heard(host)
         finally:
             answer.close()
 
@@ -171,7 +191,7 @@ class Fetcher:
             return self._later(task, failed(f"http_{status}", status), pause)
         if status != 200:
             raise refused(f"http_{status}", status)
-        if opts_out(answer.headers, AGENT):
+        if opts_out(answer.headers, self._agent):
             raise refused("opt_out", status)
         kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind.startswith("text/") or kind.endswith(("html", "json", "xml")):
@@ -182,7 +202,8 @@ class Fetcher:
         """Another attempt, in `pause` seconds or more, if the task has attempts and time left."""
         delay = self.limits.backoff * 2 ** (task.attempts - 1) * random.uniform(0.5, 1.5)
         delay = max(delay, pause)
-        if task.attempts >= self.limits.attempts or delay >= task.left:
+        hopeless = failure.miss.state != FAILED or failure.miss.reason == "host_silent"
+        if hopeless or task.attempts >= self.limits.attempts or delay >= task.left:
             raise failure
         task.left -= delay
         return Again(delay)
@@ -204,9 +225,13 @@ class Fetcher:
                 raise failed(reason_of(error)) from None
         return None
 
+    def _heard(self, host: str) -> None:
+        with self._lock:
+            self._silent.pop(host, None)
+
     def _note_silence(self, host: str) -> None:
-        """A host that does not answer is left alone for a while: its rows would wait for it one
-        after the other, and hold up all the rest."""
+        """A host that does not answer, or does not come to an end, is left alone for a while: its
+        rows would wait for it one after the other, and hold up all the rest."""
         now = time.monotonic()
         with self._lock:
             silence = self._silent.setdefault(host, _Silence(since=now))
@@ -236,7 +261,7 @@ def site_of(place: Url) -> str:
 def read_body(answer: BaseHTTPResponse, limit: int) -> bytes:
     """The body of an answer, if it has at most `limit` bytes."""
     length = answer.headers.get("content-length", "")
-    if length.isdigit() and int(length) > limit:
+    if _is_number(length) and int(length) > limit:
         raise refused("too_large", answer.status)
     parts, size = [], 0
     for part in answer.stream(_CHUNK):
@@ -247,9 +272,18 @@ def read_body(answer: BaseHTTPResponse, limit: int) -> bytes:
     return b"".join(parts)
 
 
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+def product_token(user_agent: str) -> str:
+    """The name by which robots.txt and X-Robots-Tag may address a user agent (RFC 9110, 10.1.5)."""
+    return user_agent.split("/")[0].split()[0]
+
+
 def seconds_of(retry_after: str) -> float:
     """Seconds from now that a Retry-After header asks for, given as seconds or as a date."""
-    if retry_after.strip().isdigit():
+    if _is_number(retry_after.strip()):
         return float(retry_after)
     try:
         return max(email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time(), 0.0)

@@ -13,7 +13,7 @@ import os
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -69,9 +69,15 @@ class Record:
 
 
 def has_ledger(folder: Path) -> bool:
-    """Whether a folder has a ledger. A kill before the first transaction leaves an empty file."""
+    """Whether a folder has a ledger. A kill in the first transaction leaves a file without one."""
     path = folder / LEDGER
-    return path.is_file() and path.stat().st_size > 0
+    if not path.is_file():
+        return False
+    try:
+        with closing(sqlite3.connect(path, timeout=_PATIENCE)) as found:
+            return bool(found.execute("SELECT 1 FROM sqlite_master").fetchone())
+    except sqlite3.DatabaseError:
+        return True  # Garbled; whoever opens it will be told.
 
 
 class Ledger:

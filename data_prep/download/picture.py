@@ -75,7 +75,7 @@ def fit(data: bytes, target: Target) -> Picture:
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return _fit(data, image, target)
+            made = _square(data, image, target)
     except MissError:
         raise
     except UnidentifiedImageError:
@@ -85,9 +85,26 @@ def fit(data: bytes, target: Target) -> Picture:
     # A decoder meets bytes of anyone's, and its errors are of any kind.
     except Exception:
         raise refused("damaged") from None
+    if made.kept in _KEPT:
+        encoded, extension = data, _KEPT[made.kept]
+    else:
+        encoded, extension = _encode(made.rgb, target), target.format
+    digest = hashlib.sha256(data).digest()
+    return Picture(encoded, extension, *made.size, made.box, digest)
 
 
-def _fit(data: bytes, image: Image.Image, target: Target) -> Picture:
+@dataclass(frozen=True)
+class _Square:
+    """The square, the upright original's size, the part of it, and the format of bytes that are
+    this square already."""
+
+    rgb: Image.Image
+    size: tuple[int, int]
+    box: tuple[int, int, int, int]
+    kept: str | None
+
+
+def _square(data: bytes, image: Image.Image, target: Target) -> _Square:
     side = target.resolution
     if image.width * image.height > target.max_pixels:
         raise refused("too_many_pixels")
@@ -112,11 +129,7 @@ def _fit(data: bytes, image: Image.Image, target: Target) -> Picture:
     if not np.ptp(np.asarray(rgb), axis=(0, 1)).any():
         raise refused("blank")
     as_it_was = rgb is decoded and image.mode == "RGB" and upright not in _UPRIGHT
-    if as_it_was and image.format in _KEPT:
-        encoded, extension = data, _KEPT[image.format]
-    else:
-        encoded, extension = _encode(rgb, target), target.format
-    return Picture(encoded, extension, width, height, box, hashlib.sha256(data).digest())
+    return _Square(rgb, (width, height), box, image.format if as_it_was else None)
 
 
 def _orientation(image: Image.Image) -> int:

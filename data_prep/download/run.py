@@ -9,6 +9,7 @@ being filled: the ledger knows where the one before it ended.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -25,14 +26,18 @@ from data_prep.download.rows import NEEDED, Row, part_of, read
 from data_prep.filter.summary import SUMMARY
 from data_prep.shards import CODE, Sample, Tally, make_room, manifest_of, sole_writer, write_shard
 from stack.data.index import Manifest, check_shards
-from stack.util.errors import UserError
 from stack.util.files import read_json
 from stack.util.progress import Bar, progress
+
+log = logging.getLogger(__name__)
 
 TOMBSTONES = "tombstones.txt"
 """What `data_prep forget` has taken out of a folder, in the format of a blocklist."""
 
-USER_AGENT = "f-distill-data-prep/1.0 (training data for research; set --user-agent to say whose)"
+_RECORDS = 4096
+"""Rows without a picture that are put down before a shard begins."""
+
+USER_AGENT = "f-distill/1.0 (training data for research; set --user-agent to say whose)"
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,7 @@ def download(
     k from 0, into shards; what becomes of each row stands in OUT/ledger.sqlite.
 
     Raises:
-        UserError: rows that cannot be read, a folder made with other settings or in use, or not
-            one picture.
+        UserError: rows that cannot be read, or a folder made with other settings or in use.
     """
     rows = Rows.open(source, NEEDED)
     blocked = Blocklist.read(settings.blocklists)
@@ -74,10 +78,9 @@ def download(
             ledger.note(**{"pass": ledger.about["pass"] + 1, "open": True})
         if ledger.about["open"]:
             _Pass(rows, out, settings, ledger, blocked).run()
-        try:
-            return write_manifest(out, ledger)
-        finally:
-            ledger.note(open=False)
+        manifest = write_manifest(out, ledger)
+        ledger.note(open=False)
+        return manifest
 
 
 def _ledger(
@@ -128,7 +131,8 @@ class _Pass:
         tombstones = out / TOMBSTONES
         self.forgotten = Blocklist.read([tombstones] if tombstones.is_file() else [])
         self.number = ledger.about["pass"]
-        taken = [int(entry.name[:6]) for entry, _ in ledger.shards()]
+        there = [entry.name for entry, _ in ledger.shards()]
+        taken = [int(name[:6]) for name in (*there, *ledger.about["replaced"])]
         self.next_shard = max(taken, default=-1) + 1
 
     def run(self) -> None:
@@ -176,7 +180,8 @@ class _Pass:
                     saved += 1
             records.append(_record(row, found, got.requests, self.number))
             bar.advance(saved=saved / met)
-            if len(samples) == self.settings.samples_per_shard:
+            full = len(samples) == self.settings.samples_per_shard
+            if full or (not samples and len(records) >= _RECORDS):
                 self._commit(records, samples)
                 records, samples, digests = [], [], set()
         self._commit(records, samples)
@@ -224,15 +229,11 @@ def _record(row: Row, found: Picture | Miss, requests: int, number: int) -> Reco
 
 
 def write_manifest(out: Path, ledger: Ledger) -> Manifest:
-    """The manifest and the card of a folder, from its ledger.
-
-    Raises:
-        UserError: no row gave a picture.
-    """
+    """The manifest and the card of a folder, from its ledger."""
     shards, states = ledger.shards(), ledger.states()
-    if not shards and not states[FORGOTTEN]:
+    if not shards:
         common = ", ".join(f"{n} {why}" for (_, why), n in ledger.reasons().most_common(3))
-        raise UserError(f"{out}: samples: none of {states.total()} rows gave a picture ({common})")
+        log.warning("%s: none of %d rows gave a picture (%s)", out, states.total(), common)
     tally = Tally()
     for _, found in shards:
         tally.add(found)

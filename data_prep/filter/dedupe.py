@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.filter.scan import Span
+from stack.util.files import named
 
 _CHUNK = 2**20
 _PART = 2_000_000
@@ -72,7 +73,7 @@ def drop_repeated(left: Left, spans: Sequence[Span], column: str, work: Path) ->
     parts = -(-left.count() // _PART) or 1
     paths = [work / f"{column}.{part:04d}" for part in range(parts)]
     dropped = 0
-    with ExitStack() as stack:
+    with named(work), ExitStack() as stack:
         files = [stack.enter_context(open(path, "wb")) for path in paths]
         for rows, keys in left.chunks(spans):
             records = np.empty(len(rows), _RECORD)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from data_prep.blocklist import Blocklist, canonicals
 from data_prep.coyo import COLUMNS, Rows
 from data_prep.filter.rules import Rules, values_of
-from stack.util.files import fsync, read_json, write_json
+from stack.util.files import fsync, named, read_json, write_json
 from stack.util.progress import progress
 
 SPAN = 2_000_000
@@ -105,7 +105,11 @@ def _scan_span(
             file.write(_keys(left, rules).tobytes())
             yield left
 
-    with open(keys, "wb") as file, pq.ParquetWriter(table, schema, compression="lz4") as writer:
+    with (
+        named(table),
+        open(keys, "wb") as file,
+        pq.ParquetWriter(table, schema, compression="lz4") as writer,
+    ):
         for group in regroup(passing(file), _GROUP):
             writer.write_table(group)
     fsync(keys)

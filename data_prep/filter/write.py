@@ -13,7 +13,7 @@ from data_prep.coyo import Rows
 from data_prep.filter.dedupe import Left
 from data_prep.filter.folder import FilterFolder, output_name
 from data_prep.filter.scan import Span, regroup
-from stack.util.files import fsync
+from stack.util.files import fsync, named
 from stack.util.progress import progress
 
 _GROUP = 50_000
@@ -38,7 +38,7 @@ def _write_file(folder: FilterFolder, name: str, rows: Iterator[pa.RecordBatch])
     part = folder.work / name
     groups = regroup(rows, _GROUP)
     first = next(groups)
-    with pq.ParquetWriter(part, first.schema, compression="zstd") as writer:
+    with named(part), pq.ParquetWriter(part, first.schema, compression="zstd") as writer:
         for group in chain([first], groups):
             writer.write_table(group)
     fsync(part)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.download.ledger import Ledger, has_ledger
+from data_prep.merge import PART
 from data_prep.shards import Tally
 from data_prep.stats.rows import Rows
 from stack.data.index import MANIFEST, Manifest, ShardEntry
 from stack.util.errors import UserError
 from stack.util.progress import progress
-
-_PART = re.compile(r"part-\d{5}-of-(\d{5})")
 
 
 @dataclass(frozen=True)
@@ -60,8 +58,8 @@ def find(folder: Path, rows: Rows) -> Found | None:
 
 def _part_names(folder: Path) -> list[str]:
     """The names of all parts of the download, those that are missing too."""
-    matches = (_PART.fullmatch(path.name) for path in folder.iterdir() if path.is_dir())
-    totals = sorted({int(match[1]) for match in matches if match})
+    matches = (PART.fullmatch(path.name) for path in folder.iterdir() if path.is_dir())
+    totals = sorted({int(match[2]) for match in matches if match})
     if len(totals) > 1:
         raise UserError(f"{folder}: holds parts of {totals[0]} and parts of {totals[1]}")
     return [f"part-{n:05d}-of-{total:05d}" for total in totals for n in range(total)]

@@ -36,6 +36,26 @@ def count(text: str) -> int:
     return number
 
 
+def within(least: int, most: int) -> Callable[[str], int]:
+    """A whole number between two, both included."""
+
+    def number(text: str) -> int:
+        found = int(text)
+        if not least <= found <= most:
+            raise argparse.ArgumentTypeError(f"must be from {least} to {most} ({found})")
+        return found
+
+    return number
+
+
+def seconds(text: str) -> float:
+    """From a tenth of a second to a day."""
+    found = float(text)
+    if not 0.1 <= found <= 86_400:
+        raise argparse.ArgumentTypeError(f"must be from 0.1 to 86400 seconds ({text})")
+    return found
+
+
 def size(text: str) -> int:
     """Bytes, with K, M or G for powers of 1024."""
     number, unit = (text[:-1], text[-1]) if text[-1:] in ("K", "M", "G") else (text, "")

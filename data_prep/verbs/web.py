@@ -6,7 +6,16 @@ import argparse
 import re
 from pathlib import Path
 
-from data_prep.verbs.options import Add, Arguments, add_overwrite, count, say, size
+from data_prep.verbs.options import (
+    Add,
+    Arguments,
+    add_overwrite,
+    count,
+    say,
+    seconds,
+    size,
+    within,
+)
 
 
 def add_filter(add: Add) -> None:
@@ -67,12 +76,14 @@ def _add_pictures(verb: argparse.ArgumentParser) -> None:
     group = verb.add_argument_group("pictures")
     group.add_argument(
         "--resolution",
-        type=count,
+        type=within(8, 8192),
         default=512,
         help="side in pixels (%(default)s); less is refused",
     )
     group.add_argument("--format", choices=("jpg", "png", "webp"), default="jpg", help="(jpg)")
-    group.add_argument("--quality", type=count, default=95, help="of jpg and webp (%(default)s)")
+    group.add_argument(
+        "--quality", type=within(1, 100), default=95, help="of jpg and webp (%(default)s)"
+    )
     group.add_argument(
         "--max-pixels", type=count, default=64_000_000, help="of the original (%(default)s)"
     )
@@ -80,14 +91,14 @@ def _add_pictures(verb: argparse.ArgumentParser) -> None:
 
 def _add_limits(verb: argparse.ArgumentParser) -> None:
     group = verb.add_argument_group("network")
-    group.add_argument("--threads", type=count, default=64, help="fetching (%(default)s)")
+    group.add_argument("--threads", type=within(1, 1024), default=64, help="fetching (%(default)s)")
     group.add_argument(
         "--per-host", type=count, default=4, help="requests to a host at a time (%(default)s)"
     )
     group.add_argument(
         "--deadline",
         metavar="SECONDS",
-        type=float,
+        type=seconds,
         default=30.0,
         help="for a URL, with its redirects, retries and their pauses (%(default)s)",
     )
@@ -96,7 +107,10 @@ def _add_limits(verb: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--attempts", type=count, default=3, help="at a URL (%(default)s)")
     group.add_argument(
-        "--user-agent", metavar="TEXT", help="who is asking; say how you can be reached"
+        "--user-agent",
+        metavar="TEXT",
+        type=_user_agent,
+        help="who is asking; say how you can be reached",
     )
     group.add_argument(
         "--allow-private",
@@ -183,6 +197,14 @@ def _add_blocklist(verb: argparse.ArgumentParser) -> None:
         default=[],
         help="leave out what it lists: a URL, an image hash of 16 hex digits, or id:NUMBER a line",
     )
+
+
+def _user_agent(text: str) -> str:
+    if not (text.isascii() and text.isprintable() and text.split("/")[0].strip()):
+        raise argparse.ArgumentTypeError(
+            f"must be printable ASCII that begins with a name ({text!r})"
+        )
+    return text
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -31,7 +31,14 @@ def total_variation(counts: Tensor | Sequence[float], reference: Tensor | Sequen
 def in_batch_similarity(features: Tensor) -> float:
     """Mean cosine similarity over the pairs of different samples of one group, over all groups.
 
-    Lower is more diverse; 1 means that every prompt gives one picture only.
+    Lower is more diverse; 1 means that every prompt gives one picture only. Arguments and errors
+    are those of :func:`group_similarities`.
+    """
+    return group_similarities(features).mean().item()
+
+
+def group_similarities(features: Tensor) -> Tensor:
+    """Mean cosine similarity over the pairs of different samples of each group: float64 (groups,).
 
     Args:
         features: (groups, n, D), n samples of each prompt.
@@ -45,4 +52,4 @@ def in_batch_similarity(features: Tensor) -> float:
     unit = F.normalize(features.double(), dim=-1)
     # |sum of u|^2 holds every ordered pair once, and the n pairs of a sample with itself.
     pairs = unit.sum(1).square().sum(-1) - unit.square().sum((1, 2))
-    return (pairs.mean() / (n * (n - 1))).item()
+    return pairs / (n * (n - 1))

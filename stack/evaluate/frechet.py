@@ -73,14 +73,14 @@ def frechet_distance(a: Moments, b: Moments) -> float:
         ValueError: either set holds fewer than two samples.
     """
     (mean_a, cov_a), (mean_b, cov_b) = a.finalize(), b.finalize()
-    cross = _factor(cov_a).T @ _factor(cov_b).to(cov_a.device)
+    cross = factor(cov_a).T @ factor(cov_b).to(cov_a.device)
     shift = (mean_a - mean_b.to(mean_a.device)).square().sum()
     spread = cov_a.trace() + cov_b.trace().to(cov_a.device)
     distance = shift + spread - 2 * torch.linalg.svdvals(cross).sum()
     return max(distance.item(), 0.0)  # equal sets leave rounding of either sign
 
 
-def _factor(covariance: Tensor) -> Tensor:
+def factor(covariance: Tensor) -> Tensor:
     """L with L L^T = covariance, without the directions that are rounding only."""
     values, vectors = torch.linalg.eigh(covariance)
     noise = values[-1] * len(values) * torch.finfo(values.dtype).eps

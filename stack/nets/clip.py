@@ -39,9 +39,12 @@ class ClipImages(nn.Module):
         return int(self.projection.out_features)
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 squares (B, 3, S, S) to float32 (B, dim)."""
+        """uint8 (B, 3, H, W) to float32 (B, dim), of the square in the middle."""
+        side = min(images.shape[-2:])
+        top, left = ((length - side) // 2 for length in images.shape[-2:])
+        square = images[..., top : top + side, left : left + side].float()
         pixels = functional.interpolate(
-            images.float(), size=(self.size, self.size), mode="bicubic", antialias=True
+            square, size=(self.size, self.size), mode="bicubic", antialias=True
         )
         # CLIP's own preparation rounds to whole pixels after resizing.
         pixels = pixels.round().clamp(0, 255) / 255
@@ -59,7 +62,11 @@ def load_clip_images(folder: str | Path) -> ClipImages:
     kind = read_json(folder / "config.json").get("model_type")
     if kind != "clip":
         raise UserError(f"{folder}/config.json: model_type: {kind!r} is not clip")
-    prepared = read_json(folder / "preprocessor_config.json")
+    file = folder / "preprocessor_config.json"
+    prepared = read_json(file)
+    for name in ("image_mean", "image_std"):
+        if len(prepared.get(name, ())) != 3:
+            raise UserError(f"{file}: {name}: must be three numbers; download the model again")
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{folder}: *.safetensors: missing; download the model again with them")
     model = CLIPModel.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32)

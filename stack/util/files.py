@@ -31,7 +31,7 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
     raw = data.encode() if isinstance(data, str) else data
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with named(path), os.fdopen(handle, "wb") as file:
             file.write(raw)
             file.flush()
             os.fsync(file.fileno())
@@ -66,6 +66,18 @@ def parse_json(data: bytes, path: str | Path) -> Any:
         return json.loads(data)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not JSON ({error}); restore or rebuild it") from None
+
+
+@contextmanager
+def named(path: str | Path) -> Iterator[None]:
+    """An OSError inside the context names ``path``, if it names no file: a full disk tells no
+    one which file it was that did not fit."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
 @contextmanager

@@ -21,8 +21,8 @@ from stack.nets.published import TOKENS, new_unet
 from stack.parallel.memory import PeakBytes
 from stack.train.build import layout_of
 from stack.train.build_algorithm import assemble
-from stack.train.build_sd import sd_networks
 from stack.train.build_cost import Flops, count_flops
+from stack.train.build_sd import sd_networks
 from stack.util.files import write_json
 
 STEPS = ("student", "critic", "joint")

@@ -181,6 +181,26 @@ def _hang_up(to: _Handler, number: int) -> None:
     to.close_connection = True
 
 
+def _raw(head: bytes, body: bytes = b"") -> Callable[[_Handler, int], None]:
+    """An answer as no library would send it."""
+
+    def answer(to: _Handler, number: int) -> None:
+        to.wfile.write(b"HTTP/1.1 " + head + b"\r\n\r\n" + body)
+        to.close_connection = True
+
+    return answer
+
+
+_CHUNKED = b"200 OK\r\nContent-Type: image/jpeg\r\nTransfer-Encoding: chunked"
+
+
+def _endless_chunk(to: _Handler, number: int) -> None:
+    """A chunk of a negative size, which is taken for all that there is."""
+    _raw(_CHUNKED, b"-1\r\n")(to, number)
+    for _ in range(64):
+        to.wfile.write(bytes(1 << 20))
+
+
 def _rotated(number: int) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -207,6 +227,7 @@ def _bomb(number: int) -> bytes:
 KINDS: dict[str, Callable[[_Handler, int], None]] = {
     "jpg": _picture(photo),
     "exact": _picture(lambda n: encoded(Image.fromarray(pixels(n, 32, 32)), quality=90)),
+    "exact_png": _picture(lambda n: encoded(Image.fromarray(pixels(n, 32, 32)), "png")),
     "png": _picture(lambda n: encoded(Image.fromarray(pixels(n)), "png")),
     "webp": _picture(lambda n: encoded(Image.fromarray(pixels(n)), "webp")),
     "avif": _picture(lambda n: encoded(Image.fromarray(pixels(n)), "avif")),
@@ -232,6 +253,11 @@ KINDS: dict[str, Callable[[_Handler, int], None]] = {
     "too_busy": _status(429, Retry_After="3600"),
     "broken": _status(500),
     "flaky": _then_fine(500),
+    "bad_location": _raw(b"302 Found\r\nLocation: http://[::bad/x"),
+    "bad_retry": _raw("429 Busy\r\nRetry-After: \u00b2".encode("latin-1")),
+    "bad_length": _raw("200 OK\r\nContent-Length: \u00b2".encode("latin-1"), b"x"),
+    "bad_chunk": _raw(_CHUNKED, b"-5\r\nhello\r\n"),
+    "endless_chunk": _endless_chunk,
     "moved": _redirect(lambda n: f"/jpg/{n + 100}"),
     "loop": _redirect(lambda n: f"/loop/{n}"),
     "inside": _redirect(lambda n: f"http://10.0.0.1/{n}"),

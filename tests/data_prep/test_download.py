@@ -6,7 +6,7 @@ import io
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from data_prep.download.picture import Target
 from data_prep.download.run import Settings, download
 from data_prep.filter.summary import SUMMARY
 from data_prep.shards import CARD
-from stack.data.index import MANIFEST, Manifest
+from stack.data.index import Manifest
 from stack.util.errors import UserError
 from tests.data_prep.picture_server import KINDS, PictureServer, pixels, rows_file, running
 
@@ -32,7 +32,20 @@ LIMITS = Limits(
 SETTINGS = Settings(Target(SIDE), samples_per_shard=8, limits=LIMITS, threads=16)
 
 SAVED = (
-    *("jpg", "exact", "png", "webp", "avif", "gif", "grey", "cmyk", "wide", "alpha", "palette"),
+    *(
+        "jpg",
+        "exact",
+        "exact_png",
+        "png",
+        "webp",
+        "avif",
+        "gif",
+        "grey",
+        "cmyk",
+        "wide",
+        "alpha",
+        "palette",
+    ),
     *("rotated", "busy", "flaky", "moved", "slow", "notice"),
 )
 MISSED = {
@@ -58,6 +71,11 @@ MISSED = {
     "drip_headers": ("failed", "timeout"),
     "cut": ("failed", "cut_short"),
     "hang_up": ("failed", "connection"),
+    "bad_location": ("failed", "bad_answer"),
+    "bad_retry": ("failed", "http_429"),
+    "bad_length": ("refused", "not_a_picture"),
+    "bad_chunk": ("failed", "bad_answer"),
+    "endless_chunk": ("refused", "too_large"),
 }
 NOWHERE = {
     "ftp://example.org/x": ("refused", "scheme"),
@@ -122,7 +140,7 @@ def test_every_row_ends_in_one_state_and_no_bad_picture_in_a_shard(tmp_path, ser
     states = Counter(record.state for record in known)
     assert manifest.samples == states["saved"] == 2 * len(SAVED) - 1
     assert manifest.counts == {name: states[name] for name in ("failed", "refused")}
-    assert [entry.samples for entry in manifest.shards] == [8, 8, 8, 8, 1]
+    assert [entry.samples for entry in manifest.shards] == [8, 8, 8, 8, 3]
     assert manifest.resolution == SIDE
     for sample in samples(tmp_path / "out"):
         (image,) = (sample[name] for name in ("jpg", "png", "webp") if name in sample)
@@ -223,10 +241,10 @@ def test_robots_txt_is_asked_for_once_and_obeyed(tmp_path, server_robots):
     with running(PictureServer(robots=server_robots)) as server:
         urls = [f"{server.url}/jpg/{number}" for number in range(5)]
         rows = rows_file(tmp_path / "rows.parquet", urls)
-        named = replace(SETTINGS, user_agent="someone (someone@example.org)")
+        named = replace(SETTINGS, user_agent="f-distill (me@example.org)")
         manifest = download(rows, tmp_path / "out", named)
     assert server.asked["/robots.txt"] == 1
-    assert server.agents == {"someone (someone@example.org)"}
+    assert server.agents == {"f-distill (me@example.org)"}
     assert manifest.samples == (4 if server_robots else 5)
     assert [r.reason for r in records(tmp_path / "out")][1] == (
         "robots_txt" if server_robots else None
@@ -240,12 +258,12 @@ def test_a_host_is_not_asked_for_too_much_at_a_time(tmp_path, server):
     assert server.at_once <= 2
 
 
-def test_addresses_inside_are_refused_unless_allowed(tmp_path, server, monkeypatch):
+def test_addresses_inside_are_refused_unless_allowed(tmp_path, server, monkeypatch, caplog):
     urls = [f"{server.url}/jpg/1", f"http://localhost:{server.server_address[1]}/jpg/2"]
     public = replace(SETTINGS, limits=replace(LIMITS, allow_private=False))
     rows = rows_file(tmp_path / "rows.parquet", urls)
-    with pytest.raises(UserError, match="none of 2 rows gave a picture \\(2 private_address\\)"):
-        download(rows, tmp_path / "out", public)
+    assert download(rows, tmp_path / "out", public).samples == 0
+    assert "none of 2 rows gave a picture (2 private_address)" in caplog.text
     assert not server.asked
     # As if this machine were on the internet, which sends on to one that is not.
     from data_prep.download import connections
@@ -282,33 +300,3 @@ def test_a_folder_made_with_other_settings_is_left_alone(tmp_path, server, chang
     assert shards(tmp_path / "out") == before
     download(rows, tmp_path / "out", change(SETTINGS), overwrite=True)
     assert Manifest.read(tmp_path / "out").samples == 1
-
-
-Damage = Callable[[Path], object]
-DAMAGE: list[tuple[Damage, str]] = [
-    (lambda out: (out / "000000.tar").unlink(), "000000.tar: missing"),
-    (lambda out: (out / LEDGER).write_bytes(b"x" * 5000), "not a whole ledger"),
-]
-
-
-@pytest.mark.parametrize(("damage", "message"), DAMAGE)
-def test_a_damaged_folder_is_told_in_one_line(tmp_path, server, damage, message):
-    rows = rows_file(tmp_path / "rows.parquet", [f"{server.url}/jpg/1"])
-    download(rows, tmp_path / "out", SETTINGS)
-    damage(tmp_path / "out")
-    with pytest.raises(UserError, match=message) as told:
-        download(rows, tmp_path / "out", SETTINGS)
-    assert "\n" not in str(told.value)
-
-
-def test_the_command_line(tmp_path, server, run):
-    rows = rows_file(tmp_path / "rows.parquet", [f"{server.url}/jpg/{n}" for n in range(6)])
-    words = ("download", rows, tmp_path / "out", "--resolution", SIDE, "--allow-private")
-    status, out, _ = run(*words, "--part", "1/2")
-    assert status == 0
-    folder = tmp_path / "out/part-00001-of-00002"
-    assert out.strip() == f"{folder}: 3 samples in 1 shards (jpg json txt)"
-    assert (folder / MANIFEST).is_file()
-    status, _, error = run("download", tmp_path / "no.parquet", tmp_path / "other")
-    assert (status, error.count("\n")) == (2, 1)
-    assert "no.parquet: no such file" in error

@@ -11,7 +11,16 @@ import pytest
 import urllib3
 
 from data_prep.download.connections import connections, is_public, limited
-from data_prep.download.fetch import Again, Fetcher, Limits, Task, located, seconds_of, site_of
+from data_prep.download.fetch import (
+    Again,
+    Fetcher,
+    Limits,
+    Task,
+    located,
+    product_token,
+    seconds_of,
+    site_of,
+)
 from data_prep.download.outcome import Miss, MissError, failed
 from data_prep.download.robots import Robots, opts_out
 from data_prep.download.turns import Turns
@@ -39,6 +48,10 @@ from tests.data_prep.picture_server import PictureServer, running
         ("::ffff:8.8.8.8", True),
         ("2002:7f00:1::", False),  # 6to4 of 127.0.0.1.
         ("64:ff9b::a00:1", False),  # NAT64 of 10.0.0.1.
+        ("64:ff9b:1::7f00:1", False),
+        ("::127.0.0.1", False),
+        ("::ffff:0:10.0.0.1", False),
+        ("fec0::1", False),
     ],
 )
 def test_what_is_public(address, public):
@@ -58,24 +71,31 @@ def test_a_site_is_scheme_host_and_port(url, site):
 
 
 @pytest.mark.parametrize(
-    ("headers", "out"),
+    ("tags", "out"),
     [
-        ({}, False),
-        ({"x-robots-tag": "noai"}, True),
-        ({"x-robots-tag": "NoImageAI, noarchive"}, True),
-        ({"x-robots-tag": "noarchive"}, False),
-        ({"x-robots-tag": "noindex"}, True),
-        ({"x-robots-tag": "none"}, True),
-        ({"x-robots-tag": "otherbot: noai"}, False),
-        ({"x-robots-tag": "f-distill: noai"}, True),
-        ({"x-robots-tag": "otherbot: noindex, noai, f-distill: noimageai"}, True),
-        ({"x-robots-tag": "unavailable_after: 25 Jun 2010, noai"}, True),
-        ({"tdm-reservation": "1"}, True),
-        ({"tdm-reservation": "0"}, False),
+        ([], False),
+        (["noai"], True),
+        (["NoImageAI, noarchive"], True),
+        (["noarchive"], False),
+        (["noindex"], True),
+        (["none"], True),
+        (["noai; noimageai"], True),
+        (["otherbot: noai"], False),
+        (["f-distill: noai"], True),
+        (["otherbot: noindex, noai, f-distill: noimageai"], True),
+        (["googlebot: nofollow", "noai"], True),
+        (["unavailable_after: 25 Jun 2010 15:00:00 PST, noai"], True),
+        (["max-snippet:-1, max-image-preview:large, max-video-preview:-1, noai"], True),
     ],
 )
-def test_headers_that_opt_out(headers, out):
+def test_robots_tags_that_opt_out(tags, out):
+    headers = urllib3.HTTPHeaderDict([("X-Robots-Tag", tag) for tag in tags])
     assert opts_out(headers, "f-distill") == out
+
+
+@pytest.mark.parametrize(("value", "out"), [("1", True), ("0", False)])
+def test_a_reservation_of_rights_opts_out(value, out):
+    assert opts_out(urllib3.HTTPHeaderDict({"tdm-reservation": value}), "f-distill") == out
 
 
 def test_retry_after_is_seconds_or_a_date():
@@ -97,10 +117,10 @@ Disallow: /none-of-ours
 
 
 def test_robots_txt_has_rules_for_us_or_for_all():
-    ours = Robots("f-distill", lambda url: ROBOTS.encode())
+    ours = Robots("f-distill", lambda url: ROBOTS.encode("utf-8-sig"), 0.0)
     assert not ours.allow("http://a", "http://a/none-of-ours/1")
     assert ours.allow("http://a", "http://a/private/1")
-    other = Robots("other", lambda url: ROBOTS.encode())
+    other = Robots("other", lambda url: ROBOTS.encode(), 0.0)
     assert not other.allow("http://a", "http://a/private/1")
     assert other.allow("http://a", "http://a/private/open/1")
     assert not other.allow("http://a", "http://a/x.gif")
@@ -116,9 +136,11 @@ def test_robots_txt_that_cannot_be_had_forbids_for_now_and_is_asked_for_again():
             raise answer
         return answer
 
-    robots = Robots("f-distill", get)
-    with pytest.raises(MissError):
-        robots.allow("http://a", "http://a/1")
+    robots = Robots("f-distill", get, 0.2)
+    for _ in range(3):
+        with pytest.raises(MissError):
+            robots.allow("http://a", "http://a/1")
+    time.sleep(0.2)
     assert robots.allow("http://a", "http://a/1")
     assert robots.allow("http://a", "http://a/2")
 
@@ -145,7 +167,7 @@ def test_no_operation_outlives_the_deadline():
         for kind in ("drip", "drip_headers"):
             began = time.monotonic()
             with (
-                limited(began + 0.5, allow_private=True),
+                limited(began + 0.5, 1 << 20, allow_private=True),
                 pytest.raises(urllib3.exceptions.ReadTimeoutError),
             ):
                 pool.request("GET", f"{server.url}/{kind}/1", retries=False)
@@ -222,3 +244,35 @@ def test_turns_lose_nothing_between_many_threads():
         thread.join()
     assert sorted(seen.elements()) == list(range(600))
     assert max(most.values()) <= 3
+
+
+def test_a_slow_name_server_does_not_hold_a_row(monkeypatch):
+    from data_prep.download import connections as module
+
+    monkeypatch.setattr(module.socket, "getaddrinfo", lambda *_, **__: time.sleep(3))
+    limits = Limits(deadline=0.3, robots=False)
+    began = time.monotonic()
+    step = Fetcher(limits, "test").step(Task(0, "http://slow.example/x", 0.3))
+    assert step == Miss("failed", "timeout")
+    assert time.monotonic() - began < 2
+
+
+def test_a_host_whose_bodies_never_end_is_left_alone(monkeypatch):
+    from data_prep.download import fetch
+
+    monkeypatch.setattr(fetch, "_SILENT_TRIES", 2)
+    limits = Limits(deadline=0.3, allow_private=True, robots=False)
+    with running(PictureServer()) as server:
+        fetcher = Fetcher(limits, "test")
+        steps = [fetcher.step(Task(row, f"{server.url}/drip/1", 0.3)) for row in range(4)]
+        reasons = [step.reason for step in steps if isinstance(step, Miss)]
+    assert reasons[:2] == ["timeout"] * 2
+    assert reasons[-1] == "host_silent"
+
+
+@pytest.mark.parametrize(
+    ("agent", "token"),
+    [("f-distill/1.0 (x)", "f-distill"), ("acme/2 (+http://x)", "acme"), ("Some One", "Some")],
+)
+def test_the_name_that_sites_may_address(agent, token):
+    assert product_token(agent) == token

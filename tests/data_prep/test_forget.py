@@ -137,6 +137,36 @@ def test_parts_under_one_manifest(tmp_path, server):
     assert 1001 not in ids(tmp_path / "all")
 
 
+def test_a_name_is_not_used_again_for_another_shard(tmp_path, server):
+    urls = [f"{server.url}/jpg/{n}" for n in range(16)] + [f"{server.url}/flaky/1"]
+    rows = rows_file(tmp_path / "rows.parquet", urls)
+    once = replace(SETTINGS, limits=replace(LIMITS, attempts=1))
+    folder = tmp_path / "out"
+    download(rows, folder, once)
+    forget(folder, Blocklist(ids=frozenset(range(1008, 1016))))
+    assert [entry.name for entry in Manifest.read(folder).shards] == ["000000.tar"]
+    download(rows, folder, once)
+    assert [entry.name for entry in Manifest.read(folder).shards] == ["000000.tar", "000002.tar"]
+    forget(folder, Blocklist(ids=frozenset({5})))
+    assert verify(folder).samples == 9
+
+
+def test_latents_of_merged_parts(tmp_path, server):
+    urls = [f"{server.url}/jpg/{n}" for n in range(12)]
+    rows = rows_file(tmp_path / "rows.parquet", urls)
+    for k in range(2):
+        download(rows, tmp_path / f"all/part-0000{k}-of-00002", SETTINGS, part=(k, 2))
+    merge(tmp_path / "all")
+    out = tmp_path / "converted"
+    made = ShardFolder(out, {"verb": "test"})
+    transform("test", tmp_path / "all", made, lambda found, tally: found)
+    assert forget(out, Blocklist(ids=frozenset({1001, 1009}))) == Forgotten(2, 2)
+    assert verify(out).samples == 10
+    # A whole part.
+    assert forget(tmp_path / "all", Blocklist(ids=frozenset(range(1000, 1006)))).samples == 6
+    assert verify(tmp_path / "all").samples == 6
+
+
 class KilledError(Exception):
     """Stands for the end of the process."""
 

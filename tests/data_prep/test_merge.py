@@ -99,3 +99,20 @@ def test_parts_share_the_rows_among_them(tmp_path):
     keys = [sample["__key__"] for part in parts for sample in samples(part)]
     assert keys == [sample["__key__"] for sample in samples(tmp_path / "whole")]
     assert merge(tmp_path / "all").samples == 40
+
+
+def test_parts_of_several_formats_and_without_a_picture(tmp_path, caplog):
+    with running(PictureServer()) as server:
+        kinds = ["exact", "exact_png", "gone"]
+        urls = [f"{server.url}/{kind}/{n}" for kind in kinds for n in range(2)]
+        rows = rows_file(tmp_path / "rows.parquet", urls)
+        parts = [tmp_path / f"all/part-0000{k}-of-00003" for k in range(3)]
+        made = [download(rows, part, SETTINGS, part=(k, 3)) for k, part in enumerate(parts)]
+    assert [part.samples for part in made] == [2, 2, 0]
+    assert "none of 2 rows gave a picture (2 http_410)" in caplog.text
+    manifest = merge(tmp_path / "all")
+    assert manifest.fields == {"jpg": 2, "json": 4, "png": 2, "txt": 4}
+    assert verify(tmp_path / "all") == manifest
+    out = tmp_path / "converted"
+    transform("test", parts[2], ShardFolder(out, {}), lambda found, tally: found)
+    assert Manifest.read(out).samples == 0

@@ -6,7 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stack.evaluate.diversity import in_batch_similarity, mode_counts, total_variation
+from stack.evaluate.diversity import (
+    group_similarities,
+    in_batch_similarity,
+    mode_counts,
+    total_variation,
+)
 
 
 @pytest.mark.parametrize(
@@ -54,3 +59,10 @@ def test_similarity_of_copies_opposites_and_right_angles() -> None:
     assert in_batch_similarity(torch.eye(4)[None]) == pytest.approx(0)
     with pytest.raises(ValueError, match="two samples"):
         in_batch_similarity(torch.ones(3, 1, 2))
+
+
+def test_similarity_of_each_group() -> None:
+    features = torch.stack([torch.ones(4, 3), torch.eye(4)[:, :3]])
+    found = group_similarities(features)
+    assert found[0] == pytest.approx(1)
+    assert found.mean().item() == pytest.approx(in_batch_similarity(features))

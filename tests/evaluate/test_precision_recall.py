@@ -94,3 +94,15 @@ def test_low_precision_products_elsewhere_do_not_change_the_answer() -> None:
 def test_bad_shapes_are_refused(real: tuple, fake: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         precision_recall(torch.zeros(real), torch.zeros(fake))
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+@pytest.mark.parametrize("name", ["same distribution", "narrow", "wide", "many dimensions"])
+def test_agrees_with_a_published_implementation(name: str, k: int) -> None:
+    """Naeem et al.'s (2020) prdc, which leaves a ball's surface out: no matter without ties."""
+    prdc = pytest.importorskip("prdc")
+    real, fake = CASES[name]
+    theirs = prdc.compute_prdc(real.double().numpy(), fake.double().numpy(), nearest_k=k)
+    ours = precision_recall(real, fake, k)
+    assert ours.precision == pytest.approx(theirs["precision"], abs=1e-12)
+    assert ours.recall == pytest.approx(theirs["recall"], abs=1e-12)
