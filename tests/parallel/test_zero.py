@@ -19,6 +19,10 @@ pytestmark = pytest.mark.slow
 STAGES = [1, 2, 3]
 
 
+_NEAR = 3e-5
+"""Relative; the order of sums is another on each kind of CPU (1.4e-5 on an AMD EPYC)."""
+
+
 def run(processes: int, stage: int, folder: Path, *tasks: str) -> None:
     """Tasks of zero_ranks.py on real processes."""
     command = [sys.executable, "-m", "tests.parallel.zero_ranks", str(stage), str(folder), *tasks]
@@ -68,11 +72,11 @@ def test_training_is_that_of_one_process(done: tuple[int, Path], source: str) ->
     for row, expected in zip(rows, expected_rows, strict=True):
         assert row.keys() == expected.keys()
         for key, value in row.items():
-            close(value, expected[key].detach(), 1e-5)
+            close(value, expected[key].detach(), _NEAR)
     for name, parameters in expected_weights.items():
         assert weights[name].keys() == parameters.keys()
         for key, value in weights[name].items():
-            close(value, parameters[key], 1e-5)
+            close(value, parameters[key], _NEAR)
 
 
 def test_offloaded_training_is_the_same(done: tuple[int, Path]) -> None:

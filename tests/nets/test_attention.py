@@ -1,0 +1,64 @@
+"""Ways of computing the same network: attention operators, and what is computed twice."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from stack.nets.attention import ATTENTION, set_attention
+from stack.nets.recompute import recompute
+from stack.nets.sd15 import SDDenoiser
+from stack.util.errors import UserError
+from tests.nets.test_sd15 import inputs
+from tests.tiny import flat, tiny_denoiser
+
+CPU = torch.device("cpu")
+
+
+def gradient(denoiser: SDDenoiser) -> tuple[Tensor, Tensor, int]:
+    """x0, the weights' gradient, and the bytes that are kept for the backward."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        x0 = denoiser(*inputs())
+    x0.square().sum().backward()
+    grads = [p.grad.flatten() for p in denoiser.parameters() if p.grad is not None]
+    return x0.detach(), torch.cat(grads), sum(kept.values())
+
+
+def test_plain_products_agree_with_the_operator() -> None:
+    denoiser = tiny_denoiser()
+    other = copy.deepcopy(denoiser)
+    set_attention(denoiser.unet, "sdpa", CPU)
+    set_attention(other.unet, "math", CPU)
+    for one, two in zip(gradient(denoiser)[:2], gradient(other)[:2], strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+    assert set(ATTENTION) == {"sdpa", "xformers", "math"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="xformers may run on a GPU")
+def test_what_does_not_run_here_is_refused_in_one_line() -> None:
+    with pytest.raises(UserError, match=r"xformers: does not run on cpu \(") as told:
+        set_attention(tiny_denoiser().unet, "xformers", CPU)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_computing_again_changes_nothing_but_what_is_kept(mode: str) -> None:
+    denoiser = tiny_denoiser()
+    other = copy.deepcopy(denoiser)
+    recompute(other.blocks(), mode)
+    x0, grads, kept = gradient(denoiser)
+    again, same_grads, less = gradient(other)
+    assert torch.equal(x0, again)
+    torch.testing.assert_close(same_grads, grads, rtol=1e-5, atol=1e-6)
+    assert less < kept
+    assert torch.equal(flat(denoiser), flat(other))
