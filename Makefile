@@ -14,7 +14,7 @@ DATA_PREP := $(BIN)/python -m data_prep
 TEACHER := runs/digits_teacher/teacher
 STUDENT := runs/digits_js
 
-.PHONY: demo drill test test-slow check lint types clean
+.PHONY: demo drill ablations test test-slow check lint types clean
 
 demo: $(VENV)/core  ## install, prepare data, teacher, distil, evaluate, report
 	$(DATA_PREP) digits data/digits
@@ -40,6 +40,11 @@ drill: $(VENV)/all  ## three seeds of the demo, curves, kills by the dozen; an h
 		$(abspath $(ROOT))/tests/parallel/curves.py $(abspath $(ROOT))/recipes/digits_js.yaml
 	cd $(ROOT) && KILLS=100 $(BIN)/pytest -m slow tests/parallel/test_failures.py -k any_moment
 	cd $(ROOT) && KILLS=20 $(BIN)/pytest -m slow tests/data_prep/test_coyo_pipeline.py
+
+ablations: $(VENV)/core  ## tables on digits, after make demo: divergences, normalisations, features; hours
+	set -e; for plan in divergences normalisation features; do \
+		$(STACK) ablate $(ROOT)/recipes/ablations/digits_$$plan.yaml; \
+	done
 
 test: $(VENV)/all  ## the quick suite
 	$(BIN)/pytest

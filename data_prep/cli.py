@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from data_prep.verbs import VERBS
 from data_prep.verbs.options import Arguments
 from stack.util.errors import DENIED, UserError
+from stack.util.quiet import quiet_libraries
 
 _ABOUT = """\
 Prepare training data: pictures and captions into WebDataset shards, then latents
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 2 for a user's mistake."""
     args = build_parser().parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s")
+    quiet_libraries()
     try:
         args.run(args)
     except UserError as error:

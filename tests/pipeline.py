@@ -180,13 +180,15 @@ def same_tensors(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -
 
 
 _CLOCK = ("time", "images_per_second", "data_wait", "save_wait", "memory/", "ranks/")
+_BY_LEVEL = ("levels/", "h/variance/")
+"""Tables, and differences of large sums: compared where they are made."""
 
 
 def metrics_of(run: Path) -> dict[int, dict[str, float]]:
-    """The last row of every logged step, without clock and memory."""
+    """The last row of every logged step, without clock, memory and what is per noise level."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {
-        row["step"]: {name: value for name, value in row.items() if not name.startswith(_CLOCK)}
+        row["step"]: {n: v for n, v in row.items() if not n.startswith((*_CLOCK, *_BY_LEVEL))}
         for row in rows
         if "event" not in row
     }

@@ -7,17 +7,19 @@ import argparse
 from collections.abc import Callable
 
 from stack.arguments.cluster import add_doctor, add_fetch, add_job, add_status
-from stack.arguments.runs import add_checkpoint, add_evaluate, add_export, add_report, add_sample
-from stack.arguments.tools import add_bench, add_plan, add_show_config
+from stack.arguments.evaluation import add_evaluate, add_train_judge
+from stack.arguments.figures import add_ablate, add_figures
+from stack.arguments.runs import add_checkpoint, add_export, add_report, add_sample
+from stack.arguments.tools import add_bench, add_import_edm, add_plan, add_show_config
 from stack.arguments.training import add_distill, add_pretrain
 
 Add = Callable[[argparse.ArgumentParser], Callable[[argparse.Namespace], int]]
 VERBS: dict[str, tuple[str, str, Add]] = {
     "pretrain": (
-        "train a teacher (autoencoder, text encoder, UNet)",
-        "Train a small text-to-image teacher from shards of pictures and captions and save it as "
-        "a diffusers pipeline in OUT/teacher. Ctrl-C or SIGTERM saves the state and exits with "
-        "status 85; --resume goes on.",
+        "train a teacher (text-to-image pipeline or EDM network)",
+        "Train a teacher from shards and save it in OUT/teacher: a text-to-image pipeline of "
+        "pictures and captions, or an EDM network of pictures and classes. Ctrl-C or SIGTERM saves "
+        "the state and exits with status 85; --resume goes on.",
         add_pretrain,
     ),
     "distill": (
@@ -28,10 +30,18 @@ VERBS: dict[str, tuple[str, str, Add]] = {
     ),
     "evaluate": (
         "measure teacher and student side by side",
-        "Generate pictures with the teacher (DDIM) and the student (one step) for the same "
-        "captions and noise, and print Frechet distance, recall, precision, caption accuracy, "
-        "mode coverage and images per second; also RUN/evaluation.json.",
+        "Generate pictures with the teacher and the student (one step) for the same conditions and "
+        "noise, and print what the suite measures, each figure with its interval: on the digits "
+        "Frechet distance, recall, precision, caption accuracy, mode coverage and images per "
+        "second. Any number of ranks; what was made before a stop is not made again. Results: "
+        "RUN/evaluation.json, and with other suites OUT/SUITE.json. See docs/evaluation.md.",
         add_evaluate,
+    ),
+    "train-judge": (
+        "a classifier of labelled pictures, for evaluate --classifier",
+        "Train a small ResNet on the pictures and classes of shards, print its accuracy on others "
+        "and write a folder: features for Frechet distance and recall, and class accuracy.",
+        add_train_judge,
     ),
     "sample": (
         "a grid of the teacher's pictures above the student's",
@@ -39,16 +49,33 @@ VERBS: dict[str, tuple[str, str, Add]] = {
         add_sample,
     ),
     "export": (
-        "the student as a diffusers pipeline folder",
+        "the student as a folder of the teacher's kind",
         "Write the student (its average, where the recipe has one) as a pipeline folder that "
         "StableDiffusionPipeline.from_pretrained loads and samples with num_inference_steps=1, "
-        "guidance_scale=1.",
+        "guidance_scale=1; or as an EDM network's folder.",
         add_export,
     ),
     "report": (
-        "one self-contained HTML page about a run",
-        "Curves, sample grid, metrics and the resolved recipe in one file without outside links.",
+        "one self-contained HTML page about a run, or about several",
+        "Curves, sample grid, metrics beside published ones, ratio and weight by noise level, "
+        "alerts and the resolved recipe in one file without outside links. Of several runs: their "
+        "curves overlaid, a column each in the tables, and the fields in which recipes differ.",
         add_report,
+    ),
+    "figures": (
+        "the paper's figures, from runs or from toy runs made on the spot",
+        "Draw Fig. 2, 3, 4a, 4b, 5, 6b, 7, 8, 9 and sample grids (6a, 10 to 18) as PNG and SVG, "
+        "the numbers behind each as CSV beside it. What needs runs takes those given; where they "
+        "do not serve, two-dimensional ones are trained in OUT/toy, half a minute each.",
+        add_figures,
+    ),
+    "ablate": (
+        "a matrix of distillations with their evaluations, and its table",
+        "Run every combination of a plan's axes with every seed, skipping what is finished, and "
+        "write mean and spread over seeds and the ratio to a baseline, paired by seed, as "
+        "OUT/table.md and table.csv. A signal saves the run under way and ends with status 85; the "
+        "same command goes on.",
+        add_ablate,
     ),
     "checkpoint": (
         "list, verify or prune a run's checkpoints",
@@ -92,6 +119,13 @@ VERBS: dict[str, tuple[str, str, Add]] = {
         "Measure one part of training; contestants take turns, so that a slow minute of the "
         "machine hits them all.",
         add_bench,
+    ),
+    "import-edm": (
+        "an EDM teacher from NVIDIA's published file",
+        "Read the averaged network out of one of NVIDIA's pickles without running anything in it, "
+        "and write it as safetensors and JSON. A file that names anything else than those do is "
+        "refused.",
+        add_import_edm,
     ),
     "show-config": (
         "print a recipe with every default filled in",

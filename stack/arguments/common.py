@@ -34,14 +34,15 @@ def json_option(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
 
 
-def load(args: argparse.Namespace, job: str | None = None) -> Any:
-    """The recipe, which must be for ``job`` if one is given."""
+def load(args: argparse.Namespace, *jobs: str) -> Any:
+    """The recipe, which must be for one of ``jobs`` if any are given."""
     from stack.config.load import load_recipe
 
     recipe = load_recipe(args.recipe, args.overrides)
-    if job and recipe.job != job:
+    if jobs and recipe.job not in jobs:
+        verb = recipe.job.partition("_")[0]
         raise UserError(
-            f"{args.recipe}: job: the recipe is for stack {recipe.job}, not for stack {job}"
+            f"{args.recipe}: job: the recipe is for stack {verb}, not for stack {args.verb}"
         )
     return recipe
 

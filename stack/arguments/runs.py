@@ -6,29 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from stack.arguments.common import json_option, on_ranks, positive, run_verb
-
-
-def add_evaluate(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
-    run_verb(verb)
-    verb.add_argument("--samples", type=positive, help="pictures a model (default: recipe's)")
-    verb.add_argument("--seed", type=int, default=0, help="of prompts and noise (default 0)")
-    json_option(verb)
-
-    def run(args: argparse.Namespace) -> int:
-        from stack.config.load import stored_recipe
-
-        recipe = stored_recipe(args.run)
-
-        def work() -> int:
-            from stack.verbs.evaluate import evaluate
-
-            evaluate(args.run, samples=args.samples, seed=args.seed, json_file=args.json)
-            return 0
-
-        return on_ranks(recipe.parallel.processes, args, work)
-
-    return run
+from stack.arguments.common import json_option, positive, run_verb
 
 
 def add_sample(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
@@ -50,8 +28,8 @@ def add_sample(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace], 
 
 def add_export(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     run_verb(verb)
-    verb.add_argument("--out", type=Path, help="pipeline folder (default RUN/student)")
-    verb.add_argument("--fp16", action="store_true", help="store the UNet in half precision")
+    verb.add_argument("--out", type=Path, help="folder (default RUN/student)")
+    verb.add_argument("--fp16", action="store_true", help="store weights in half precision")
     verb.add_argument(
         "--ema",
         metavar="NAME",
@@ -69,13 +47,17 @@ def add_export(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace], 
 
 
 def add_report(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
-    run_verb(verb)
-    verb.add_argument("--out", type=Path, help="HTML file (default RUN/report.html)")
+    verb.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
+    verb.add_argument(
+        "--out",
+        type=Path,
+        help="HTML file (default RUN/report.html, and of several comparison.html beside them)",
+    )
 
     def run(args: argparse.Namespace) -> int:
-        from stack.report.report import write_report
+        from stack.verbs.report import report
 
-        print(write_report(args.run, args.out))
+        print(report(args.runs, args.out))
         return 0
 
     return run

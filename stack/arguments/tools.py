@@ -1,4 +1,4 @@
-"""The verbs that need no run: bench, plan and show-config."""
+"""The verbs that need no run: bench, import-edm, plan and show-config."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _bench_step(args: argparse.Namespace) -> int:
     recipes = []
     for text in args.compare or [""]:
         changed = argparse.Namespace(recipe=args.recipe, overrides=[*args.overrides, *text.split()])
-        recipes.append((text or "step", load(changed, job="distill")))
+        recipes.append((text or "step", load(changed, "distill")))
     config = unet_config(args.unet) if args.unet else teacher_config(recipes[0][1])
     options = {"batch": args.batch, "repeats": args.repeats, "profile": args.profile}
     bench_step(recipes, config, **options, json_file=args.json)
@@ -142,6 +142,19 @@ def _bench_order(args: argparse.Namespace) -> int:
     dataset = {"shards": args.shards, "samples": args.samples, "batch": args.batch}
     bench_order(**dataset, lanes=args.lanes, windows=args.window, json_file=args.json)
     return 0
+
+
+def add_import_edm(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    verb.add_argument("file", type=Path, help="NVIDIA's pickle, such as edm-cifar10-...-vp.pkl")
+    verb.add_argument("out", type=Path, help="folder to make, for a recipe's teacher.path")
+
+    def run(args: argparse.Namespace) -> int:
+        from stack.verbs.import_edm import import_network
+
+        import_network(args.file, args.out)
+        return 0
+
+    return run
 
 
 def add_show_config(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:

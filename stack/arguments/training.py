@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ from stack.util.errors import UserError
 
 def add_pretrain(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     def work(recipe: Any, how: Any) -> str | None:
-        from stack.verbs.pretrain import pretrain
+        from stack.verbs.pretrain import pretrain, pretrain_edm
 
-        return pretrain(recipe, how)
+        return (pretrain_edm if recipe.job == "pretrain_edm" else pretrain)(recipe, how)
 
-    return add_training(verb, "pretrain", work)
+    return add_training(verb, ("pretrain", "pretrain_edm"), work)
 
 
 def add_distill(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
@@ -40,11 +40,11 @@ def add_distill(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace],
         help="begin a new run with the whole state of another one's newest checkpoint, or of the "
         "one named RUN/checkpoints/step-N; name its folder with out=FOLDER",
     )
-    return add_training(verb, "distill", work)
+    return add_training(verb, ("distill",), work)
 
 
 def add_training(
-    verb: argparse.ArgumentParser, job: str, work: Callable[[Any, Any], str | None]
+    verb: argparse.ArgumentParser, jobs: Sequence[str], work: Callable[[Any, Any], str | None]
 ) -> Callable[[argparse.Namespace], int]:
     _training_options(verb)
     verb.set_defaults(step=None, fork=None)
@@ -52,7 +52,7 @@ def add_training(
     def run(args: argparse.Namespace) -> int:
         if args.step and not args.resume:
             raise UserError(f"command line: --step: {args.step}: goes with --resume")
-        recipe = load(args, job)
+        recipe = load(args, *jobs)
 
         def train() -> int:
             from stack.train.build_run import Start

@@ -9,9 +9,9 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from stack.config.schema import AnyRecipe, DistillRecipe, PretrainRecipe
+from stack.config.schema import AnyRecipe
 from stack.util.errors import UserError
 
 _ALIASES = {
@@ -21,11 +21,15 @@ _ALIASES = {
     "sh": "squared_hellinger",
     "fkl": "forward_kl",
 }
-_RECIPE: TypeAdapter[DistillRecipe | PretrainRecipe] = TypeAdapter(AnyRecipe)
-_JOBS: dict[str, type[BaseModel]] = {"distill": DistillRecipe, "pretrain": PretrainRecipe}
+JOBS: dict[str, type[AnyRecipe]] = {
+    get_args(kind.model_fields["job"].annotation)[0]: kind for kind in get_args(AnyRecipe)
+}
+"""Kinds of recipes by their field ``job``."""
+
+_RECIPE: TypeAdapter[AnyRecipe] = TypeAdapter(Annotated[AnyRecipe, Field(discriminator="job")])
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> DistillRecipe | PretrainRecipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> AnyRecipe:
     """Read a recipe.
 
     Args:
@@ -57,7 +61,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> DistillRecip
         raise UserError(f"{source}: {field}: {message}") from None
 
 
-def stored_recipe(run: str | Path) -> DistillRecipe | PretrainRecipe:
+def stored_recipe(run: str | Path) -> AnyRecipe:
     """The recipe of a run folder.
 
     Raises:
@@ -150,7 +154,7 @@ def _explain(error: ValidationError) -> tuple[str, str]:
     field, value = ".".join(location), first["input"]
     match first["type"]:
         case "extra_forbidden":
-            near = _nearest(field, _names(_JOBS[job]))
+            near = _nearest(field, _names(JOBS[job]))
             remedy = f"did you mean {near}?" if near else "see stack show-config --fields"
             return field, f"unknown field; {remedy}"
         case "missing" if isinstance(first["loc"][-1], int):
@@ -167,7 +171,7 @@ def _explain(error: ValidationError) -> tuple[str, str]:
             return field, str(first["ctx"]["error"])
         case "union_tag_invalid" | "union_tag_not_found":
             tag = first["ctx"]["discriminator"].strip("'")
-            expected = first["ctx"].get("expected_tags", "sd, mixture2d").replace("'", "")
+            expected = first["ctx"].get("expected_tags", "sd, edm, mixture2d").replace("'", "")
             return ".".join([*location, tag]), f"must be one of {expected} (got {value.get(tag)!r})"
     shown = "" if isinstance(value, dict) else f" (got {value!r})"
     message = first["msg"][0].lower() + first["msg"][1:]

@@ -54,8 +54,7 @@ class KarrasSchedule:
 
     @property
     def prior_scale(self) -> float:
-        """Standard deviation of x at T - 1: what unit noise is multiplied by to start from.
-        (It is 1 where alpha^2 + sigma^2 = 1; here the data's own variance is left out.)"""
+        """sigma at T - 1; the data's own variance is left out."""
         return self.sigmas[-1].item()
 
     def alpha(self, t: Tensor) -> Tensor:

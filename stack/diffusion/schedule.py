@@ -1,6 +1,8 @@
-"""Variance-preserving noise schedules: x_t = alpha(t) x0 + sigma(t) eps."""
+"""Noise schedules: x_t = alpha(t) x0 + sigma(t) eps; here the variance-preserving ones."""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -9,6 +11,27 @@ from stack.util.errors import UserError
 
 SD_BETAS = 0.00085, 0.012
 """First and last beta of Stable Diffusion v1.5."""
+
+
+class Schedule(Protocol):
+    """Noise levels at integer times t in [0, T), of rising noise."""
+
+    @property
+    def steps(self) -> int:
+        """T, the number of times."""
+
+    @property
+    def prior_scale(self) -> float:
+        """What unit noise is multiplied by to stand for x at T - 1."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Signal scale, float32 of t's shape."""
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Noise scale, float32 of t's shape."""
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(alpha^2 / sigma^2), float32 of t's shape."""
 
 
 class DiscreteSchedule:
@@ -35,6 +58,11 @@ class DiscreteSchedule:
     def steps(self) -> int:
         """T, the number of times."""
         return len(self.alphas_cumprod)
+
+    @property
+    def prior_scale(self) -> float:
+        """1: the noise of x at T - 1, whatever is left of the signal there, has unit variance."""
+        return 1.0
 
     def alpha(self, t: Tensor) -> Tensor:
         """Signal scale, float32 of t's shape."""
@@ -79,6 +107,6 @@ def per_sample(value: Tensor, like: Tensor) -> Tensor:
     return value.view(-1, *(1,) * (like.ndim - 1))
 
 
-def add_noise(x0: Tensor, eps: Tensor, t: Tensor, schedule: DiscreteSchedule) -> Tensor:
+def add_noise(x0: Tensor, eps: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
     """x_t = alpha(t) x0 + sigma(t) eps; x0, eps (B, ...), t (B,)."""
     return per_sample(schedule.alpha(t), x0) * x0 + per_sample(schedule.sigma(t), x0) * eps

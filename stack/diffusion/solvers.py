@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from stack.diffusion.schedule import DiscreteSchedule
+from stack.diffusion.schedule import Schedule
 
 
 def trailing_times(count: int, steps: int) -> list[int]:
@@ -18,7 +18,7 @@ def trailing_times(count: int, steps: int) -> list[int]:
 def ddim(
     x0_of: Callable[[Tensor, Tensor], Tensor],
     x: Tensor,
-    schedule: DiscreteSchedule,
+    schedule: Schedule,
     times: list[int],
 ) -> Tensor:
     """Deterministic DDIM (Song et al. 2021, eq. 12 with eta = 0); the last step returns x0.

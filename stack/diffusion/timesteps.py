@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stack.diffusion.schedule import DiscreteSchedule
+from stack.diffusion.schedule import Schedule
 from stack.util import keyed
 
 
@@ -20,7 +20,7 @@ class UniformTimes:
         u = keyed.uniform((), seed=seed, iteration=iteration, role=role, positions=positions)
         return self.first + (u.double() * (self.last - self.first + 1)).long()
 
-    def log_snr_edges(self, schedule: DiscreteSchedule, bins: int) -> Tensor:
+    def log_snr_edges(self, schedule: Schedule, bins: int) -> Tensor:
         """(bins - 1,) ascending log-SNR values that part the drawn times into equal shares."""
         times = torch.arange(self.first, self.last + 1)
         levels = schedule.log_snr(times).sort().values

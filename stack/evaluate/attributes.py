@@ -13,7 +13,8 @@ from torch import Tensor
 from stack.data.batch import BatchLoader
 from stack.data.cache import ShardCache
 from stack.data.stream import ShardStream
-from stack.evaluate.diversity import mode_counts, total_variation
+from stack.evaluate.bootstrap import frechet_estimate, share_estimate, variation_estimate
+from stack.evaluate.diversity import mode_counts
 from stack.evaluate.features import (
     Judge,
     caption_accuracy,
@@ -100,7 +101,7 @@ def shared_judge(folder: Path, data: Labelled) -> Judge:
     path = folder / "judge.safetensors"
     if path.exists():
         judge = load_judge(path)
-        if judge.fingerprint == fingerprint(data.images, data.labels):
+        if judge.trained_on == fingerprint(data.images, data.labels):
             return judge
     print(f"training the judge of pictures, {path}")
     judge, _ = train_judge(
@@ -137,7 +138,7 @@ def choose_prompts(data: Labelled, samples: int, vague: int, seed: int) -> Tenso
 def figures(
     judge: Judge, data: Labelled, real: Tensor, rows: Tensor, images: Tensor
 ) -> dict[str, Any]:
-    """Every figure of a model's pictures.
+    """Every figure of a model's pictures, and their intervals.
 
     Args:
         real: (N, D) the judge's features of the data. rows: (M,) int64, the data's rows whose
@@ -146,24 +147,26 @@ def figures(
     features = extract(judge, images)
     predicted = {name: logits.argmax(1) for name, logits in judge.logits(features).items()}
     quality = precision_recall(real, features)
-    found: dict[str, Any] = {
-        "frechet_distance": distance(real, features),
-        "recall": quality.recall,
-        "precision": quality.precision,
+    found = {
+        "frechet_distance": frechet_estimate(features, Moments(real.shape[1]).update(real)),
+        "recall": share_estimate(quality.recall, len(real)),
+        "precision": share_estimate(quality.precision, len(features)),
     }
     whole, vague = data.whole[rows], data.vague[rows]
     if whole.any():
         wanted = {name: values[rows][whole] for name, values in data.labels.items()}
-        found["caption_accuracy"] = caption_accuracy(
+        accuracy = caption_accuracy(
             {name: values[whole] for name, values in predicted.items()}, wanted
         )
+        found["caption_accuracy"] = share_estimate(accuracy, int(whole.sum()))
     if vague.any():
         modes = len(data.names[data.modes])
-        found["mode_tv"] = total_variation(
-            mode_counts(predicted[data.modes][vague], modes),
-            mode_counts(data.labels[data.modes], modes),
-        )
-    return found
+        wanted_counts = mode_counts(data.labels[data.modes], modes)
+        found["mode_tv"] = variation_estimate(predicted[data.modes][vague], wanted_counts)
+    return {
+        **{name: estimate.value for name, estimate in found.items()},
+        "intervals": {name: estimate.as_json() for name, estimate in found.items()},
+    }
 
 
 def distance(a: Tensor, b: Tensor) -> float:

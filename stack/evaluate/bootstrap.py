@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stack.evaluate.diversity import mode_counts, total_variation
 from stack.evaluate.frechet import Moments, factor, frechet_distance
 
 FEW = 10_000
@@ -80,6 +81,29 @@ def share_estimate(
     """A share of samples, such as precision or recall; the manifold counts as given."""
     hits = torch.arange(samples) < round(share * samples)
     return mean_estimate(hits.double(), seed=seed, resamples=resamples, level=level)
+
+
+def variation_estimate(
+    labels: Tensor,
+    reference: Tensor,
+    *,
+    seed: int = 0,
+    resamples: int = 500,
+    level: float = 0.95,
+) -> Estimate:
+    """Total variation of the classes of samples, int64 (N,), from counts (K,), which count as
+    given. It is biased upwards as a Frechet distance is, and has the same kind of interval."""
+    counts = mode_counts(labels.cpu(), len(reference))
+    value = total_variation(counts, reference)
+    generator = torch.Generator().manual_seed(seed)
+    shares = counts.double().expand(resamples, -1)
+    drawn = torch.multinomial(shares, len(labels), replacement=True, generator=generator)
+    found = torch.stack(
+        [torch.tensor(total_variation(mode_counts(row, len(counts)), reference)) for row in drawn]
+    ).double()
+    reach = found.std().item() * torch.special.ndtri(torch.tensor((1 + level) / 2)).item()
+    bias = found.mean().item() - value
+    return Estimate(value, max(0.0, value - reach), value + reach, len(labels), level, bias)
 
 
 def frechet_estimate(

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
 
 from stack.evaluate.extractors import exact, folder_fingerprint, middle, need
-from stack.nets.clip import ClipImages
+from stack.nets.clip import ClipImages, read_clip
 from stack.nets.text import tokenize
 from stack.util.errors import UserError
-from stack.util.files import read_json
 
 SOURCE = "https://huggingface.co/laion/CLIP-ViT-g-14-laion2B-s12B-b42K"
 PREFIX = "A photo depicts "
@@ -86,19 +85,14 @@ def load_clip(folder: str | Path, *, device: torch.device | str = "cpu") -> Clip
     """
     folder = Path(folder)
     need(folder, "a CLIP model", f"{SOURCE} (any in transformers' layout)")
-    kind = read_json(folder / "config.json").get("model_type")
-    if kind != "clip":
-        raise UserError(f"{folder}/config.json: model_type: {kind!r} is not clip")
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(f"{folder}: *.safetensors: missing; get the model again with them")
-    prepared = read_json(folder / "preprocessor_config.json")
+    model, mean, std = read_clip(folder)
     return Clip(
-        CLIPModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32),
+        model,
         load_clip_tokenizer(folder),
         name=folder.resolve().name,
         fingerprint=folder_fingerprint(folder),
-        mean=prepared["image_mean"],
-        std=prepared["image_std"],
+        mean=mean,
+        std=std,
         device=device,
     )
 

@@ -58,7 +58,7 @@ class Judge(nn.Module):
             these lists.
         size: height and width of the pictures, a multiple of 8.
         accuracy: share of held-out pictures answered rightly, per attribute.
-        fingerprint: SHA-256 of the pictures and labels it was trained on.
+        trained_on: SHA-256 of the pictures and labels it was trained on.
     """
 
     name = "judge"
@@ -71,13 +71,13 @@ class Judge(nn.Module):
         *,
         size: int = 32,
         accuracy: Mapping[str, float] | None = None,
-        fingerprint: str = "",
+        trained_on: str = "",
     ) -> None:
         super().__init__()
         self.names = {attribute: list(values) for attribute, values in names.items()}
         self.size = size
         self.accuracy = dict(accuracy or {})
-        self.fingerprint = fingerprint
+        self.trained_on = trained_on
         widths = (3, 16, 32, 64)
         layers: list[nn.Module] = []
         for inside, outside in pairwise(widths):
@@ -92,6 +92,11 @@ class Judge(nn.Module):
         self.heads = nn.ModuleDict(
             {attribute: nn.Linear(self.dim, len(values)) for attribute, values in names.items()}
         )
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights, the unit included."""
+        return weights_fingerprint(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """Features float32 (B, 64) of pixels in [0, 255], of any dtype (B, 3, S, S)."""
@@ -151,7 +156,7 @@ def train_judge(
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        judge = Judge(names, size=images.shape[-1], fingerprint=fingerprint(images, labels))
+        judge = Judge(names, size=images.shape[-1], trained_on=fingerprint(images, labels))
     optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, _LEARNING_RATE, total_steps=steps, pct_start=0.1
@@ -200,7 +205,7 @@ def save_judge(judge: Judge, path: str | Path) -> None:
         "names": judge.names,
         "size": judge.size,
         "accuracy": judge.accuracy,
-        "fingerprint": judge.fingerprint,
+        "fingerprint": judge.trained_on,  # The name it has had in these files from the first.
     }
     weights = {key: value.contiguous() for key, value in judge.state_dict().items()}
     write_atomic(path, save(weights, {"format": _FORMAT, "judge": json.dumps(facts)}))
@@ -223,7 +228,9 @@ def load_judge(path: str | Path) -> Judge:
     if metadata.get("format") != _FORMAT:
         found = metadata.get("format", "none")
         raise UserError(f"{path}: format: not a judge's file ({found}); expected {_FORMAT}")
-    judge = Judge(**json.loads(metadata["judge"]))
+    facts = json.loads(metadata["judge"])
+    with torch.random.fork_rng(devices=[]):  # Layers are filled at random before they are read.
+        judge = Judge(trained_on=facts.pop("fingerprint"), **facts)
     judge.load_state_dict(weights)
     return judge.eval().requires_grad_(False)
 
@@ -250,6 +257,15 @@ def _jitter(images: Tensor, generator: torch.Generator) -> Tensor:
     grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
     moved = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
     return moved + 8 * torch.randn(moved.shape, generator=generator)
+
+
+def weights_fingerprint(network: nn.Module) -> str:
+    """SHA-256 of a network's weights and buffers with their names, in hex."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name} {list(value.shape)} {value.dtype}\n".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def fingerprint(images: Tensor, labels: Mapping[str, Tensor]) -> str:

@@ -54,7 +54,7 @@ class Prompts:
         if count is None:
             return self
         if not 0 < count <= len(self):
-            raise UserError(f"--samples: {count}: the list has {len(self)} prompts")
+            raise UserError(f"--subset: {count}: the list has {len(self)} prompts")
         draw = keyed.uniform((), seed=seed, iteration=0, role="prompts", positions=self.indices)
         return self._rows(draw.argsort(stable=True)[:count].sort().values)
 

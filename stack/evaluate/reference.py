@@ -15,6 +15,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -31,7 +32,8 @@ from stack.evaluate.extractors import KnownExtractor
 from stack.evaluate.frechet import Moments
 from stack.evaluate.stored import digest_of
 from stack.util.errors import UserError
-from stack.util.files import write_atomic
+from stack.util.files import sha256_file, write_atomic
+from stack.util.retry import reason
 
 _FORMAT = "stack-reference-1"
 _SUFFIXES = {".jpeg", ".jpg", ".png", ".webp"}
@@ -62,7 +64,7 @@ class Reference:
     """Statistics of real features.
 
     Args:
-        mean: float64 (D,). covariance: float64 (D, D), unbiased. count: N.
+        mean: float64 (D,). covariance: float64 (D, D), unbiased. count: N; 2 where not told.
         features: float32 (N, D), which recall and precision need; None if they were not kept.
         facts: extractor, fingerprint, source, source_fingerprint, resolution.
     """
@@ -212,6 +214,29 @@ def load_reference(path: str | Path, extractor: KnownExtractor) -> Reference:
     return Reference(tensors["mean"], tensors["covariance"], count, tensors.get("features"), facts)
 
 
+def load_foreign(path: str | Path, extractor: KnownExtractor) -> Reference:
+    """Mean and covariance from another program's npz file (``mu``, ``sigma``), such as EDM's and
+    clean-fid's: good for a Frechet distance alone. Which network and resizing they are of, and of
+    how many pictures, the file does not tell.
+
+    Raises:
+        UserError: no such file, not of that form, or of another width than the extractor's.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            mean, covariance = (torch.from_numpy(file[name]).double() for name in ("mu", "sigma"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file of statistics") from None
+    except (OSError, ValueError, KeyError, BadZipFile, TypeError) as error:
+        raise UserError(f"{path}: not an npz file with mu and sigma ({reason(error)})") from None
+    if mean.shape != (extractor.dim,) or covariance.shape != (extractor.dim, extractor.dim):
+        told = f"mu {tuple(mean.shape)} and sigma {tuple(covariance.shape)}"
+        raise UserError(f"{path}: {told}, but {extractor.name} has {extractor.dim} features")
+    facts = {"source": str(path), "source_fingerprint": sha256_file(path), "resolution": None}
+    unknown = {"extractor": "not told", **facts, "count": None}
+    return Reference(mean, covariance, 2, None, unknown)
+
+
 def _features(
     chunk: Sequence[Callable[[], np.ndarray]], extractor: KnownExtractor, resolution: int | None
 ) -> Tensor:
@@ -229,6 +254,14 @@ def _features(
             batch = np.stack([images[i] for i in some.tolist()])
             found[some] = extractor(torch.from_numpy(batch).permute(0, 3, 1, 2)).float().cpu()
     return found
+
+
+def squares(images: Tensor, side: int) -> Tensor:
+    """Generated pictures, uint8 (B, 3, H, W), brought to a size as real ones are."""
+    if images.shape[-2:] == (side, side):
+        return images
+    made = [_square(image.permute(1, 2, 0).numpy(), side) for image in images.cpu()]
+    return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2)
 
 
 def _square(image: np.ndarray, side: int) -> np.ndarray:

@@ -1,26 +1,35 @@
-"""Evaluations under one name: which captions, how many, at what size, and what is measured."""
+"""Evaluations under one name: which conditions, how many, at what size, and what is measured."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from stack.evaluate.prompts import Prompts
-from stack.sample.generate import TextToImage
-from stack.util import keyed
+from stack.sample.generate import Sampler, generate
+
+_COCO = "https://cocodataset.org: captions_val2014.json of annotations_trainval2014.zip"
+_VAL2014 = "https://cocodataset.org: the pictures of val2014.zip"
+_FREQUENT = ("frechet_distance", "recall", "precision")
+_QUALITY = (*_FREQUENT, "clip_score")
 
 
 @dataclass(frozen=True)
 class Suite:
-    """One row of the table below.
+    """One row of the table below, or a file of the user's own.
 
     Args:
-        source: where its captions file comes from. prompts: how many of it; None for all.
-        per_prompt: pictures of each prompt. resolution: their side; None for the model's own.
+        source: where its captions file comes from; empty where it has classes.
+        real: where the real pictures come from; empty where none are needed.
+        prompts: how many of the captions, None for all; or pictures of all classes.
         measures: keys of evaluation.json. published: data sets of `stack.report.published`.
+        per_prompt: pictures of each prompt. resolution: side of generated and real pictures
+            before a network sees them; None for their own. classes: of the condition.
+        resize: who brings pictures to Inception's size, as `stack.evaluate.inception` has it.
     """
 
     source: str
@@ -29,36 +38,65 @@ class Suite:
     published: tuple[str, ...] = ()
     per_prompt: int = 1
     resolution: int | None = 512
+    real: str = ""
+    classes: int | None = None
+    resize: Literal["clean", "network"] = "clean"
 
+    def conditions(self, captions: Prompts | None, subset: int | None, seed: int) -> Prompts:
+        """The conditions to draw, ``subset`` of them if given.
 
-_QUALITY = ("frechet_distance", "recall", "precision", "clip_score")
+        Args:
+            captions: of the captions file; None for a suite of classes.
+        """
+        if captions is None:
+            assert self.classes
+            assert self.prompts
+            return class_prompts(min(subset or self.prompts, self.prompts), self.classes)
+        count = None if self.prompts is None else min(self.prompts, len(captions))
+        return captions.subset(subset or count, seed)
+
 
 SUITES = {
-    "coco30k": Suite(
-        source="https://cocodataset.org: captions_val2014.json of annotations_trainval2014.zip",
-        prompts=30_000,
-        measures=_QUALITY,
-        published=("coco30k",),
-    ),
+    "coco30k": Suite(_COCO, 30_000, measures=_QUALITY, published=("coco30k",), real=_VAL2014),
     "coco_similarity": Suite(
-        source="https://cocodataset.org: captions_val2014.json of annotations_trainval2014.zip",
-        prompts=1_000,
+        _COCO,
+        1_000,
         measures=("in_batch_similarity",),
         published=("coco_similarity",),
         per_prompt=4,
     ),
     "parti": Suite(
-        source="https://github.com/google-research/parti: PartiPrompts.tsv",
-        prompts=None,
+        "https://github.com/google-research/parti: PartiPrompts.tsv",
+        None,
         measures=("in_batch_similarity", "clip_score"),
         published=("parti",),
         per_prompt=4,
     ),
     "hpsv2": Suite(
-        source="https://huggingface.co/datasets/zhwang/HPDv2: the four lists in benchmark",
-        prompts=None,
-        measures=("hps_score",),
+        "https://huggingface.co/datasets/zhwang/HPDv2: the four lists in benchmark",
+        None,
+        measures=("hps_score", "clip_score"),
         published=("hpsv2",),
+    ),
+    "cifar10": Suite(
+        "",
+        50_000,
+        measures=_FREQUENT,
+        published=("cifar10",),
+        resolution=None,
+        real="python -m data_prep cifar10",
+        classes=10,
+        resize="network",
+    ),
+    "imagenet64": Suite(
+        "",
+        50_000,
+        measures=_FREQUENT,
+        published=("imagenet64",),
+        resolution=None,
+        real="python -m data_prep imagenet64",
+        classes=1000,
+        resize="network",
     ),
 }
 """The paper does not say of how many prompts and pictures its similarity is: ours are a choice."""
@@ -69,17 +107,21 @@ def captions_suite(measures: tuple[str, ...] = _QUALITY) -> Suite:
     return Suite("the user", None, measures, resolution=None)
 
 
-def noise(model: TextToImage, seed: int, indices: Tensor, sample: int = 0) -> Tensor:
-    """Unit noise (B, 4, h, w) of the sample-th picture of prompts ``indices`` (B,): a function of
-    these and the seed alone; the first sample's is that of ``stack sample``."""
-    first = model.noise(seed, indices[:1])
-    return keyed.normal(
-        first.shape[1:], seed=seed, iteration=sample, role="sample", positions=indices
-    )
+def class_prompts(count: int, classes: int) -> Prompts:
+    """The numbers of classes 0, 1, ..., 0, 1, ... as conditions: as many of each as can be, and a
+    smaller count is the beginning of a larger one."""
+    numbers = [str(index % classes) for index in range(count)]
+    return Prompts(numbers, torch.arange(count), [""] * count)
+
+
+def sample_seed(seed: int, sample: int) -> int:
+    """The seed of the sample-th picture of every prompt; the first sample's is that of ``stack
+    sample``."""
+    return seed + (sample << 32)
 
 
 def draw(
-    model: TextToImage,
+    model: Sampler,
     prompts: Prompts,
     rows: range,
     *,
@@ -94,12 +136,12 @@ def draw(
         rows: places in ``prompts``. batch: pictures made at once; the noise does not depend on it.
         sample: which of a prompt's pictures. on_batch: called with their number after every batch.
     """
-    device = next(model.text.parameters()).device
-    pictures = []
-    for start in range(rows.start, rows.stop, batch):
-        some = slice(start, min(start + batch, rows.stop))
-        ids, _ = model.text.tokenize(prompts.captions[some])
-        unit = noise(model, seed, prompts.indices[some].to(device), sample)
-        pictures.append(model.images(ids.to(device), unit).cpu())
-        on_batch(len(ids))
-    return torch.cat(pictures)
+    some = slice(rows.start, rows.stop)
+    return generate(
+        model,
+        prompts.captions[some],
+        seed=sample_seed(seed, sample),
+        batch=batch,
+        indices=prompts.indices[some],
+        on_batch=on_batch,
+    )

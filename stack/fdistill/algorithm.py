@@ -12,16 +12,16 @@ from before it. Nothing here knows how many processes there are.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from stack.diffusion.guidance import guide
-from stack.diffusion.schedule import DiscreteSchedule, add_noise
+from stack.diffusion.schedule import add_noise
 from stack.diffusion.timesteps import UniformTimes
+from stack.fdistill.calibration import critic_figures
+from stack.fdistill.contracts import Denoiser, Heads, Trained
 from stack.fdistill.losses import (
     approximate_r1,
     denoising_loss,
@@ -34,50 +34,6 @@ from stack.util import keyed
 
 Figures = dict[str, Tensor]
 """What an iteration tells: scalars, and (B,) tensors of this rank's samples."""
-
-
-class Denoiser(Protocol):
-    """A network that reads x0 (float32) from x_t (B, ...), t (B,) and a condition c (B, ...)."""
-
-    schedule: DiscreteSchedule
-
-    def __call__(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor: ...
-
-    def features(self, x_t: Tensor, t: Tensor, c: Tensor) -> list[Tensor]:
-        """Hidden states for the heads, from the encoder alone."""
-
-    def x0_and_features(self, x_t: Tensor, t: Tensor, c: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Both from one pass; gradient only as far as the features."""
-
-    def loss_weight(self, t: Tensor) -> Tensor:
-        """(B,) weight that makes an error in x0 one in the network's own target."""
-
-
-class Heads(Protocol):
-    """Discriminator heads: features to logits (B, heads)."""
-
-    def __call__(self, features: list[Tensor]) -> Tensor: ...
-
-
-class Trained(Protocol):
-    """The weights of a network in training, whatever holds them."""
-
-    name: str
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the loss's gradient."""
-
-    def clip(self) -> Tensor:
-        """Clip the gradient by its global norm; returns the norm before."""
-
-    def step(self) -> None:
-        """Step the optimizer and clear the gradient."""
-
-    def discard(self) -> None:
-        """Clear the gradient without a step."""
-
-    def frozen(self) -> AbstractContextManager[None]:
-        """A context in which no gradient reaches these weights."""
 
 
 @dataclass(frozen=True)
@@ -197,9 +153,10 @@ class FDistill:
         return figures, stepped
 
     def generate(self, batch: Batch, noise: Noise) -> Tensor:
-        """x = G(z, c): the student called once, at the last time T - 1."""
-        t = torch.full_like(batch.positions, self.teacher.schedule.steps - 1)
-        return self.student(noise.normal("z", batch.x0), t, batch.c)
+        """x = G(z, c): the student called once on noise alone, at the last time T - 1."""
+        schedule = self.teacher.schedule
+        t = torch.full_like(batch.positions, schedule.steps - 1)
+        return self.student(schedule.prior_scale * noise.normal("z", batch.x0), t, batch.c)
 
     # Student: Theorem 1 and the GAN loss, through frozen critics.
 
@@ -282,6 +239,7 @@ class FDistill:
         discriminator = discriminator_gan_loss(real, generated)
         right = torch.cat((real > 0, generated < 0)).float().mean()
         told = {"loss/discriminator": discriminator, "discriminator/accuracy": right}
+        told |= critic_figures(real, generated, t, batch.x0, x)
         if perturbed:
             told["loss/r1"] = approximate_r1(real, perturbed[0], self.r1_gamma)
             discriminator = discriminator + told["loss/r1"]

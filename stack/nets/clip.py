@@ -53,7 +53,12 @@ class ClipImages(nn.Module):
 
 
 def load_clip_images(folder: str | Path) -> ClipImages:
-    """The image half of a CLIP folder, frozen and in float32.
+    """The image half of a CLIP folder, frozen and in float32; UserError as :func:`read_clip`."""
+    return ClipImages(*read_clip(folder)).requires_grad_(False).eval()
+
+
+def read_clip(folder: str | Path) -> tuple[CLIPModel, list[float], list[float]]:
+    """The model of a CLIP folder in float32, and the mean and deviation of its pixels.
 
     Raises:
         UserError: the folder lacks a file, or is of another kind of model.
@@ -69,6 +74,5 @@ def load_clip_images(folder: str | Path) -> ClipImages:
             raise UserError(f"{file}: {name}: must be three numbers; download the model again")
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{folder}: *.safetensors: missing; download the model again with them")
-    model = CLIPModel.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32)
-    images = ClipImages(model, prepared["image_mean"], prepared["image_std"])
-    return images.requires_grad_(False).eval()
+    model = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+    return model, prepared["image_mean"], prepared["image_std"]

@@ -206,6 +206,13 @@ def edm_network(config: EdmConfig, dropout: float = 0.0) -> EdmNetwork:
     return _ARCHITECTURES[config.architecture](config, dropout)
 
 
+def one_hot(classes: Sequence[int] | Tensor, count: int) -> Tensor:
+    """float32 (B, count) of B classes; (B, 0) where there are none."""
+    if not count:
+        return torch.zeros(len(classes), 0)
+    return F.one_hot(torch.as_tensor(classes, dtype=torch.int64), count).float()
+
+
 class EdmDenoiser(nn.Module):
     """An EDM network that returns x0 in float32: D(x; sigma) of eq. 7.
 

@@ -79,14 +79,35 @@ def save_edm(network: EdmNetwork, out: Path) -> Path:
     return _save(weights, network.config, out)
 
 
-def load_edm(folder: str | Path, *, dropout: float = 0.0) -> EdmNetwork:
+def load_edm(folder: str | Path, *, dropout: float = 0.0, augmentation: bool = True) -> EdmNetwork:
     """The network of a folder, in float32.
 
     Args:
         dropout: see :func:`edm_network`.
+        augmentation: keep the input for what augmentation did, which only training gives.
 
     Raises:
         UserError: a file is missing, or the two do not fit each other.
+    """
+    folder, config = Path(folder), edm_config(folder)
+    try:
+        weights = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise UserError(f"{folder / WEIGHTS}: not a safetensors file ({error})") from None
+    network = _fitting(config, dropout, {n: t.shape for n, t in weights.items()}, folder / WEIGHTS)
+    network.to_empty(device="cpu")
+    network.load_state_dict({name.removeprefix(_PREFIX): t for name, t in weights.items()})
+    if not augmentation:
+        network.map_augment = None  # type: ignore[assignment]
+        network.config = config.model_copy(update={"augment_dim": 0})
+    return network
+
+
+def edm_config(folder: str | Path) -> EdmConfig:
+    """The config of a network's folder.
+
+    Raises:
+        UserError: a file is missing, or the config is of no network known here.
     """
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
@@ -95,15 +116,7 @@ def load_edm(folder: str | Path, *, dropout: float = 0.0) -> EdmNetwork:
                 f"{folder}: {name}: no such file; an EDM network is a folder that stack import-edm "
                 "or stack pretrain makes"
             )
-    config = _validate(read_json(folder / CONFIG), str(folder / CONFIG))
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except SafetensorError as error:
-        raise UserError(f"{folder / WEIGHTS}: not a safetensors file ({error})") from None
-    network = _fitting(config, dropout, {n: t.shape for n, t in weights.items()}, folder / WEIGHTS)
-    network.to_empty(device="cpu")
-    network.load_state_dict({name.removeprefix(_PREFIX): t for name, t in weights.items()})
-    return network
+    return _validate(read_json(folder / CONFIG), str(folder / CONFIG))
 
 
 def import_edm(file: Path, out: Path) -> Path:

@@ -1,45 +1,28 @@
-"""Pipelines of the Hugging Face hub: staged where there is a network, offline ever after.
-
-What is staged is pinned by its commit, and each file by the checksum that names its blob. The
-cache is huggingface_hub's own (HF_HOME), so other programs find the files there as well.
-"""
+"""Pipelines of the Hugging Face hub, whole and pinned, in the cache of `stack.nets.hub_cache`."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import replace
 from pathlib import Path
 
-from huggingface_hub import (
-    HfApi,
-    RepoFile,
-    constants,
-    get_cached_repo_tree,
-    hf_hub_download,
-    snapshot_download,
+from stack.nets.hub_cache import (
+    Faults,
+    Part,
+    Staged,
+    cached_fault,
+    cached_folder,
+    current_commit,
+    from_hub,
+    json_fault,
+    listing,
+    stage_part,
+    weight_faults,
 )
-from huggingface_hub.errors import (
-    CachedRepoTreeNotFoundError,
-    GatedRepoError,
-    HFValidationError,
-    HTTPError,
-    IncompleteSnapshotError,
-    LocalEntryNotFoundError,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from huggingface_hub.utils import filter_repo_objects, validate_repo_id
-from safetensors import SafetensorError, safe_open
-
+from stack.nets.pickles import ASK, PICKLES, convert, pickles_only
 from stack.util.errors import UserError
-from stack.util.files import sha256_file
-from stack.util.retry import reason
+
+__all__ = ["Staged", "current_commit", "fault", "from_hub", "pipeline_folder", "stage"]
 
 _CONFIGS = {
     "unet": "config.json",
@@ -57,24 +40,15 @@ _WEIGHTS = {
 _VOCABULARIES = ("tokenizer.json", "vocab.json")
 _ENDINGS = (".safetensors", ".safetensors.index.json", "-?????-of-?????.safetensors")
 _INDEX = "model_index.json"
-_WANTED = [
+_WANTED = (
     _INDEX,
     *(f"{part}/{name}" for part, name in _CONFIGS.items()),
     *(f"{part}/{stem}{ending}" for part, stem in _WEIGHTS.items() for ending in _ENDINGS),
     "tokenizer/*.json",
     "tokenizer/*.txt",
-]
-"""What is staged: no pickles, no other component, no half-precision or non_ema variant."""
-_REMEDY = "run python -m stack fetch RECIPE where there is a network"
-
-
-@dataclass(frozen=True)
-class Staged:
-    """A pipeline that is whole in the cache: its folder, its files and their bytes."""
-
-    folder: Path
-    files: int
-    bytes: int
+)
+"""What is staged: no pickles unless asked for, no other component, no half-precision or non_ema
+variant."""
 
 
 def pipeline_folder(path: str, revision: str | None) -> Path:
@@ -93,25 +67,7 @@ def pipeline_folder(path: str, revision: str | None) -> Path:
             f"teacher.path: {path}: no such folder; if a repository of the hub is meant, "
             "teacher.revision is missing, which python -m stack fetch RECIPE names"
         )
-    folder = _snapshot(path, revision)
-    if folder is None:
-        told = f"is not in the cache {constants.HF_HUB_CACHE}"
-    elif fault := next(chain(_unlisted(folder, _listing(path, revision)), _faults(folder)), None):
-        told = f"in the cache is not whole: {folder}/{': '.join(fault)}"
-    else:
-        return folder
-    raise UserError(f"teacher.path: {path}: revision {revision} {told}; {_REMEDY}")
-
-
-def from_hub(path: str) -> bool:
-    """Whether a pipeline is named by its hub id: no folder of that name, and org/name in form."""
-    if Path(path).is_dir() or "/" not in path:
-        return False
-    try:
-        validate_repo_id(path)
-    except HFValidationError:
-        return False
-    return True
+    return cached_folder(_PIPELINE, path, revision)
 
 
 def fault(path: str, revision: str | None) -> str | None:
@@ -120,146 +76,62 @@ def fault(path: str, revision: str | None) -> str | None:
     Every file from the hub is read and compared with its checksum; of a folder, whose files have
     none, the configurations are parsed and the weights' headers compared with their sizes.
     """
-    if revision is None or not from_hub(path):
-        folder, found = Path(path), _faults(Path(path))
-    elif staged := _snapshot(path, revision):
-        folder, found = staged, _damaged(path, revision, staged)
-    else:
-        return f"{path}: revision {revision}: not in the cache {constants.HF_HUB_CACHE}"
-    return next((f"{folder}/{name}: {told}" for name, told in found), None)
+    if revision is not None and from_hub(path):
+        return cached_fault(_PIPELINE, path, revision)
+    return next((f"{path}/{name}: {told}" for name, told in _faults(Path(path))), None)
 
 
-def stage(path: str, revision: str) -> Staged:
-    """Bring what is missing or damaged of a hub id's commit into the cache, and check every file.
+def stage(path: str, revision: str, *, pickles: bool = False) -> Staged:
+    """Bring a pipeline into the cache as `stage_part` does; UserError as there.
 
-    A transfer that breaks off goes on where it was, several times in one call; after that, files
-    that are whole are kept, and the others begin anew.
-
-    Raises:
-        UserError: no network, no such repository or commit, no access, or no whole pipeline.
+    Args:
+        pickles: make safetensors of what the commit has as pickles only.
     """
-    if constants.is_offline_mode():
-        raise UserError(
-            f"teacher.path: {path}: HF_HUB_OFFLINE is set, so nothing can be fetched; unset it "
-            "(and TRANSFORMERS_OFFLINE) for this command"
-        )
-    with _in_one_line(path, revision):
-        folder = Path(snapshot_download(path, revision=revision, allow_patterns=_WANTED))
-        damaged = dict(_damaged(path, revision, folder))
-        for name in damaged:
-            hf_hub_download(path, name, revision=revision, force_download=True)
-    if damaged and (told := fault(path, revision)):
-        raise UserError(f"teacher.path: {path}: {told}, though fetched anew")
-    files = _listing(path, revision)
-    return Staged(folder, len(files), sum(file.size for file in files))
-
-
-def current_commit(path: str) -> str | None:
-    """The commit that a hub id's main branch is at; None where the hub does not tell."""
     try:
-        return HfApi().model_info(path).sha
-    except (OSError, HTTPError):
-        return None
+        return stage_part(_PIPELINE, path, revision)
+    except UserError as error:
+        wanted = _pickles_only(path, revision)
+        if not wanted:
+            raise
+        if not pickles:
+            raise UserError(f"{error}; {ASK}") from None
+    raw = replace(_PIPELINE, wanted=(*_WANTED, *wanted), faults=_config_faults)
+    convert(stage_part(raw, path, revision).folder)
+    return stage_part(_PIPELINE, path, revision)
 
 
-@contextmanager
-def _in_one_line(path: str, revision: str) -> Iterator[None]:
-    """Errors of the hub and of the network as UserErrors."""
-    name = f"teacher.path: {path}"
-    try:
-        yield
-    except GatedRepoError:
-        page = f"{constants.ENDPOINT}/{path}"
-        told = f"gated; accept its terms at {page}, then run hf auth login or set HF_TOKEN"
-        raise UserError(f"{name}: {told}") from None
-    except RepositoryNotFoundError:
-        told = f"no such repository at {constants.ENDPOINT}, or a private one (see hf auth login)"
-        raise UserError(f"{name}: {told}") from None
-    except RevisionNotFoundError:
-        raise UserError(f"teacher.revision: {revision}: not a commit of {path}") from None
-    except RemoteEntryNotFoundError as error:
-        file = str(error.response.url).rpartition(f"/{revision}/")[2]
-        raise UserError(f"{name}: revision {revision} has no {file}") from None
-    except (OSError, HTTPError, RuntimeError) as error:  # The last are hf_xet's.
-        # Without the query, in which signed addresses carry their signature.
-        told = re.sub(r"\?[^\s'\"]+", "", reason(error.__cause__ or error))
-        raise UserError(f"{name}: {told}; whole files are kept, so run this again") from None
+def _pickles_only(path: str, revision: str) -> list[str]:
+    """Pickles in the hub of components that have no safetensors there."""
+    patterns = {part: tuple(f"{part}/{name}" for name in names) for part, names in PICKLES.items()}
+    known = [file.path for file in listing(_PIPELINE, path, revision)]
+    found = []
+    for part, wanted in patterns.items():
+        if not any(name.startswith(f"{part}/") and ".safetensors" in name for name in known):
+            there = listing(replace(_PIPELINE, wanted=wanted), path, revision)
+            found += [file.path for file in there]
+    return found
 
 
-def _snapshot(path: str, revision: str) -> Path | None:
-    """The folder in the cache of a hub id's commit, whole or not."""
-    try:
-        return Path(
-            snapshot_download(
-                path, revision=revision, allow_patterns=_WANTED, local_files_only=True
-            )
-        )
-    except IncompleteSnapshotError as error:
-        return Path(error.snapshot_path)
-    except LocalEntryNotFoundError:
-        return None
-
-
-def _listing(path: str, revision: str) -> list[RepoFile]:
-    """The wanted files of a commit with their sizes; empty if the cache does not tell."""
-    try:
-        files = get_cached_repo_tree(path, revision=revision)
-    except CachedRepoTreeNotFoundError:
-        return []
-    return list(filter_repo_objects(files, allow_patterns=_WANTED, key=lambda file: file.path))
-
-
-def _damaged(path: str, revision: str, folder: Path) -> Iterator[tuple[str, str]]:
-    """Every staged file that is not the commit's, as (name, what is wrong)."""
-    files = _listing(path, revision)
-    if not files:
-        yield _INDEX, f"the cache does not know the commit's files; {_REMEDY}"
-        return
-    wrong = dict(_unlisted(folder, files))
-    yield from wrong.items()
-    for file in files:
-        if file.path not in wrong and (told := _blob_fault(folder / file.path)):
-            yield file.path, told
-    yield from ((name, told) for name, told in _faults(folder) if name not in wrong)
-
-
-def _unlisted(folder: Path, files: list[RepoFile]) -> Iterator[tuple[str, str]]:
-    """Files of a commit that are missing or of another size."""
-    for file in files:
-        here = folder / file.path
-        if not here.is_file():
-            yield file.path, "missing"
-        elif (size := here.stat().st_size) != file.size:
-            yield file.path, f"{size} bytes instead of {file.size}"
-
-
-def _blob_fault(path: Path) -> str | None:
-    """Whether a file is its blob, which is named by its SHA-256, or if small by git's SHA-1."""
-    if not path.is_symlink():
-        return "no link to a blob with its checksum; HF_HOME must be on a disk that has links"
-    wanted = path.readlink().name
-    if len(wanted) == 64:
-        found = sha256_file(path)
-    else:
-        data = path.read_bytes()
-        found = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-    return None if found == wanted else "damaged: not of the commit's checksum"
-
-
-def _faults(folder: Path) -> Iterator[tuple[str, str]]:
+def _faults(folder: Path) -> Faults:
     """What a pipeline folder lacks or has damaged, as (name, what is wrong)."""
-    if told := _json_fault(folder / _INDEX):
+    yield from _config_faults(folder)
+    for part, stem in _WEIGHTS.items():
+        hint = f"; {ASK}" if pickles_only(folder, part) else ""
+        for name, told in weight_faults(folder / part, stem):
+            yield f"{part}/{name}", told + hint
+
+
+def _config_faults(folder: Path) -> Faults:
+    if told := json_fault(folder / _INDEX):
         yield _INDEX, told
     else:
         named = json.loads((folder / _INDEX).read_bytes())
         yield from ((_INDEX, f"names no {part}") for part in _CONFIGS if not _has(named, part))
     for part, config in _CONFIGS.items():
-        if told := _json_fault(folder / part / config):
+        if told := json_fault(folder / part / config):
             yield f"{part}/{config}", told
     if not any((folder / "tokenizer" / name).is_file() for name in _VOCABULARIES):
         yield f"tokenizer/{'|'.join(_VOCABULARIES)}", "missing"
-    for part, stem in _WEIGHTS.items():
-        yield from ((f"{part}/{name}", told) for name, told in _weight_faults(folder / part, stem))
 
 
 def _has(named: dict[str, list[str | None]], part: str) -> bool:
@@ -267,30 +139,4 @@ def _has(named: dict[str, list[str | None]], part: str) -> bool:
     return part in named and None not in named[part]
 
 
-def _json_fault(path: Path) -> str | None:
-    try:
-        json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return "missing"
-    except ValueError:
-        return "not JSON"
-    return None
-
-
-def _weight_faults(folder: Path, stem: str) -> Iterator[tuple[str, str]]:
-    """Faults of a component's weights: of one file, or of those that an index lists."""
-    index, names = folder / f"{stem}.safetensors.index.json", [f"{stem}.safetensors"]
-    if index.is_file():
-        if told := _json_fault(index):
-            yield index.name, told
-            return
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    for name in names:
-        if not (folder / name).is_file():
-            yield name, "missing"
-            continue
-        try:
-            with safe_open(folder / name, "pt") as weights:  # Its header must fit its size.
-                weights.keys()
-        except (SafetensorError, OSError) as error:
-            yield name, f"damaged ({reason(error)})"
+_PIPELINE = Part("teacher.path", "teacher.revision", _WANTED, _faults, _INDEX)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from stack.diffusion.parameterization import PARAMETERIZATIONS, loss_weight, predict_x0
 from stack.diffusion.schedule import DiscreteSchedule, schedule_from_config
+from stack.nets.pickles import ASK
 from stack.nets.precision import autocast
 from stack.util.errors import UserError
 from stack.util.files import read_json
@@ -176,6 +177,6 @@ def require(folder: str | Path, part: str, *needed: str) -> None:
         )
     for patterns in needed:
         if not any(any((folder / part).glob(pattern)) for pattern in patterns.split("|")):
-            raise UserError(
-                f"{folder}: {part}/{patterns}: missing; the teacher's folder lacks its {part}"
-            )
+            pickled = patterns == "*.safetensors" and any((folder / part).glob("*.bin"))
+            lack = ASK if pickled else f"the teacher's folder lacks its {part}"
+            raise UserError(f"{folder}: {part}/{patterns}: missing; {lack}")

@@ -45,6 +45,7 @@ class MixtureDenoiser(nn.Module):
     """
 
     centres: Tensor
+    feature_channels = FEATURE_CHANNELS
 
     def __init__(self, schedule: DiscreteSchedule, centres: Tensor, std: float) -> None:
         super().__init__()
@@ -92,6 +93,12 @@ class _Residual(nn.Sequential):
         nn.init.zeros_(last.bias)
         super().__init__(*chain(*hidden), last)
 
+    def hidden(self, value: Tensor) -> Tensor:
+        """(B, width) what the last layer reads."""
+        for layer in list(self)[:-1]:
+            value = layer(value)
+        return value
+
 
 class _Small(nn.Module):
     """A network that is one unit of sharding."""
@@ -102,7 +109,8 @@ class _Small(nn.Module):
 
 
 class SkewedDenoiser(_Small):
-    """The fake score: exact denoiser of N(centre, std^2) plus a residual in v."""
+    """The fake score: exact denoiser of N(centre, std^2) plus a residual in v. Its features are
+    that residual's hidden units."""
 
     centre: Tensor
 
@@ -110,7 +118,7 @@ class SkewedDenoiser(_Small):
         self, schedule: DiscreteSchedule, centre: tuple[float, float], std: float, width: int
     ) -> None:
         super().__init__()
-        self.schedule, self.std = schedule, std
+        self.schedule, self.std, self.feature_channels = schedule, std, width
         self.register_buffer("centre", torch.tensor(centre))
         self.residual = _Residual(FEATURE_CHANNELS, width, layers=3)
 
@@ -122,8 +130,8 @@ class SkewedDenoiser(_Small):
         return exact - sigma * self.residual(_features(x_t, t, self.schedule))
 
     def features(self, x_t: Tensor, t: Tensor, c: Tensor) -> list[Tensor]:
-        """One (B, FEATURE_CHANNELS) vector."""
-        return [_features(x_t, t, self.schedule)]
+        """One (B, feature_channels) vector."""
+        return [self.residual.hidden(_features(x_t, t, self.schedule))]
 
     def x0_and_features(self, x_t: Tensor, t: Tensor, c: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Both; gradient only through the features."""

@@ -61,7 +61,7 @@ def _start(
             },
             stdout=output,
             stderr=output,
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
             start_new_session=True,
         )
         for rank, output in enumerate(outputs)
@@ -104,7 +104,7 @@ def _consequence(code: int | None) -> int:
     return {1: 1, exits.PEER_LOST: 2}.get(code, 0)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """No orphan goes on writing into a run that is being resumed (Linux)."""
     if sys.platform == "linux":
         set_death_signal = 1

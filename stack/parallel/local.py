@@ -89,8 +89,10 @@ class LocalWeights:
         Raises:
             UserError: one is missing, left over or of another size.
         """
-        missing = self._sizes()
+        missing, fixed = self._sizes(), dict(self.module.named_buffers())
         for name, value in values:
+            if name in fixed:
+                continue  # Made by the constructor, and not trained.
             if missing.pop(name, 0) != value.numel():
                 raise UserError(f"{self.name}.{name}: does not fit this run's network")
             self._put(name, value)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,15 +106,28 @@ def chart_svg(chart: Chart, *, salt: str) -> str:
     Args:
         salt: distinguishes the ids inside from those of the page's other charts.
     """
+    return page_svg(lambda axes: _draw(axes, chart), chart.y_label, salt=salt)
+
+
+def page_svg(
+    draw: Callable[[Axes], None], label: str, *, salt: str, size: tuple[int, int] = _SIZE
+) -> str:
+    """What ``draw`` puts on a pair of axes, as an SVG element to put into a page.
+
+    Args:
+        label: what it shows, for those who do not see it. salt: as in :func:`chart_svg`.
+        size: in CSS pixels at its natural size.
+    """
     with matplotlib.rc_context({**_RC, "svg.hashsalt": salt}):
-        width, height = (pixels / 72 for pixels in _SIZE)
-        figure = Figure(figsize=(width, height))
+        width, height = size
+        figure = Figure(figsize=(width / 72, height / 72))
         figure.patch.set_alpha(0)
-        axes = figure.add_axes((0.13, 0.20, 0.82, 0.68))
-        _draw(axes, chart)
+        # Room of as many pixels around the axes whatever their size.
+        axes = figure.add_axes((52 / width, 48 / height, 1 - 72 / width, 1 - 77 / height))
+        draw(axes)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return _for_page(buffer.getvalue(), chart.y_label)
+    return _for_page(buffer.getvalue(), label)
 
 
 def plain_number(value: float) -> str:
@@ -132,8 +145,10 @@ def plain_number(value: float) -> str:
 
 
 def _draw(axes: Axes, chart: Chart) -> None:
-    drawn = [*chart.lines, *chart.band]
+    drawn = [curve for curve in (*chart.lines, *chart.band) if curve]
     for i, curve in enumerate(chart.lines):
+        if not curve:
+            continue  # Its colour is another run's nonetheless.
         raw, trend, colour = thin(curve), _trend(curve), SERIES[i % len(SERIES)]
         if chart.exact or len(raw.steps) == 1:
             marker = "o" if len(raw.steps) == 1 else ""

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from stack.util.files import write_atomic
+from stack.report.canvas import INK, canvas, write
 
-_INK, _MUTED, _RULE, _DATA, _STUDENT = "#1c2024", "#656c75", "#d5d5cf", "#56616d", "#0b6aa8"
-_RC: dict[Any, Any] = {
-    "axes.edgecolor": _RULE,
-    "axes.labelcolor": _MUTED,
-    "font.family": "sans-serif",
-    "font.size": 11,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "figures",
-}
+_DATA, _STUDENT = "#56616d", "#0b6aa8"
 
 
 def scatter_modes(
@@ -45,28 +33,20 @@ def scatter_modes(
     Returns: the files written: PNG, SVG, CSV.
     """
     panels = 1 + max(len(stages) for stages in rows.values())
-    with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=(2.1 * panels + 0.3, 2.6 * len(rows)), layout="constrained")
+    with canvas(2.1 * panels + 0.3, 2.6 * len(rows)) as figure:
         grid = figure.subplots(len(rows), panels, squeeze=False, sharex=True, sharey=True)
         students = [samples for stages in rows.values() for samples in stages.values()]
         grid[0, 0].set(**_square(np.concatenate([real, *students])))
         for line, (title, stages) in zip(grid, rows.items(), strict=True):
             _scatter(line[0], real, _DATA, "data", f"{len(centres)} modes")
-            line[0].set_ylabel(title, color=_INK)
+            line[0].set_ylabel(title, color=INK)
             for axes, (step, samples) in zip(line[1:], stages.items(), strict=False):
                 covered = covered_modes(samples, real, centres, reach)
                 told = f"{covered} of {len(centres)} modes"
                 _scatter(axes, samples, _STUDENT, f"iteration {step:,}", told)
             for axes in line[1 + len(stages) :]:
                 axes.set_visible(False)
-        paths = [out.with_suffix(suffix) for suffix in (".png", ".svg", ".csv")]
-        for path in paths[:2]:
-            buffer = io.BytesIO()
-            metadata = {"Date": None} if path.suffix == ".svg" else {}
-            figure.savefig(buffer, format=path.suffix[1:], dpi=160, metadata=metadata)
-            write_atomic(path, buffer.getvalue())
-    write_atomic(paths[2], _scatter_csv(real, rows))
-    return paths
+        return write(figure, out, ["row", "iteration", "x", "y"], _dots(real, rows))
 
 
 def covered_modes(samples: np.ndarray, real: np.ndarray, centres: np.ndarray, reach: float) -> int:
@@ -98,20 +78,19 @@ def _scatter(axes: Axes, samples: np.ndarray, colour: str, title: str, below: st
     axes.scatter(
         samples[:, 0], samples[:, 1], s=3, color=colour, alpha=0.35, linewidths=0, rasterized=True
     )
-    axes.set_title(title, color=_INK, fontsize=11, pad=5)
+    axes.set_title(title, color=INK, fontsize=11, pad=5)
     axes.set_xlabel(below, labelpad=5)
     axes.set_box_aspect(1)
+    axes.spines[["top", "right"]].set_visible(True)
     axes.set_xticks([])
     axes.set_yticks([])
 
 
-def _scatter_csv(real: np.ndarray, rows: Mapping[str, Mapping[int, np.ndarray]]) -> str:
+def _dots(
+    real: np.ndarray, rows: Mapping[str, Mapping[int, np.ndarray]]
+) -> Iterator[tuple[Any, ...]]:
     """Every dot drawn: row title ("data" for the real samples), iteration, x, y."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["row", "iteration", "x", "y"])
-    writer.writerows(["data", "", f"{x:.6g}", f"{y:.6g}"] for x, y in real)
+    yield from (("data", "", float(x), float(y)) for x, y in real)
     for title, stages in rows.items():
         for step, samples in stages.items():
-            writer.writerows([title, step, f"{x:.6g}", f"{y:.6g}"] for x, y in samples)
-    return buffer.getvalue()
+            yield from ((title, step, float(x), float(y)) for x, y in samples)

@@ -28,7 +28,7 @@ class History:
     """What a run logged.
 
     Args:
-        rows: one per logged iteration, ascending.
+        rows: one per logged iteration, ascending, with all that was logged of it.
         restarts: the iterations that the run was resumed after.
         torn: lines that could not be read, cut short when a machine went down.
     """
@@ -87,10 +87,12 @@ def read_history(path: Path) -> History:
         if "event" in row and not resumed:
             continue
         state = row["step"] if resumed else row["step"] - 1
-        if rows and (resumed or rows[-1]["step"] > state):
+        if rows and (resumed or rows[-1]["step"] > row["step"]):
             restarts.append(state)
             rows = [kept for kept in rows if kept["step"] <= state]
-        if not resumed:
+        if rows and rows[-1]["step"] == row["step"] and not resumed:
+            rows[-1] |= row  # Training's figures, then those of the quick evaluation.
+        elif not resumed:
             rows.append(row)
     if not rows:
         raise UserError(f"{path}: nothing was logged yet ({torn} lines unreadable); train first")

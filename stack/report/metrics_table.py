@@ -25,17 +25,30 @@ class Metric:
     digits: int
     better: int
 
+    @property
+    def arrow(self) -> str:
+        """Which way is better."""
+        return {-1: " ↓", 0: "", 1: " ↑"}[self.better]
+
 
 METRICS = (
     Metric("nfe", "Network evaluations", "per picture", 0, 0),
     Metric("frechet_distance", "Fréchet distance", "to the real data", 3, -1),
     Metric("recall", "Recall", "real pictures covered", 3, 1),
     Metric("precision", "Precision", "pictures like real ones", 3, 1),
+    Metric("clip_score", "CLIP score", "picture and prompt", 3, 1),
+    Metric("in_batch_similarity", "In-batch similarity", "of one prompt’s pictures", 3, -1),
+    Metric("hps_score", "HPSv2", "all styles", 2, 1),
+    Metric("hps_anime", "HPSv2, anime", "", 2, 1),
+    Metric("hps_photo", "HPSv2, photo", "", 2, 1),
+    Metric("hps_concept-art", "HPSv2, concept art", "", 2, 1),
+    Metric("hps_paintings", "HPSv2, paintings", "", 2, 1),
+    Metric("class_accuracy", "Class accuracy", "by a classifier", 4, 1),
     Metric("caption_accuracy", "Caption accuracy", "every stated attribute right", 4, 1),
     Metric("mode_tv", "Mode imbalance", "total variation, open captions", 4, -1),
+    Metric("latency_seconds", "Latency", "seconds, one picture", 3, -1),
     Metric("images_per_second", "Images per second", "text to pixels", 1, 1),
 )
-_ARROWS = {-1: " ↓", 0: "", 1: " ↑"}
 
 
 def table_html(evaluation: Mapping[str, Any]) -> str:
@@ -43,7 +56,7 @@ def table_html(evaluation: Mapping[str, Any]) -> str:
     out. Below them, what the same measures say of the real data."""
     teacher, student = evaluation.get("teacher", {}), evaluation.get("student", {})
     rows = [
-        _row(metric, teacher.get(metric.key), student.get(metric.key))
+        _row(metric, teacher, student)
         for metric in METRICS
         if metric.key in teacher or metric.key in student
     ]
@@ -53,8 +66,8 @@ def table_html(evaluation: Mapping[str, Any]) -> str:
     ]
     heading = '<tr><th colspan="3">Real data, for scale</th></tr>' if real else ""
     return (
-        "<table><thead><tr><th></th><th>teacher</th><th>student</th></tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody><tbody>{heading}{''.join(real)}</tbody></table>"
+        '<div class="wide"><table><thead><tr><th></th><th>teacher</th><th>student</th></tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody><tbody>{heading}{''.join(real)}</tbody></table></div>"
     )
 
 
@@ -97,6 +110,9 @@ def provenance_html(evaluation: Mapping[str, Any]) -> str:
         said.append("Features and answers are those of a classifier trained on the real data.")
     if "device" in evaluation:
         said.append(f"Speed on {evaluation['device']}.")
+    models = [value for value in evaluation.values() if isinstance(value, dict)]
+    if any("intervals" in model for model in models):
+        said.append("Brackets: 95% intervals over samples; dotted: fewer than 10,000 of them.")
     return f'<p class="note">{escape(" ".join(said))}</p>' if said else ""
 
 
@@ -105,12 +121,24 @@ def number(value: float, digits: int) -> str:
     return f"{value:,.{digits}f}"
 
 
-def _row(metric: Metric, teacher: float | None, student: float | None) -> str:
-    both = teacher is not None and student is not None
-    lead = metric.better * (student - teacher) if teacher is not None and student is not None else 0
+def interval_html(row: Mapping[str, Any], metric: Metric) -> str:
+    """The 95% interval of a model's figure, where it was measured with one."""
+    found = row.get("intervals", {}).get(metric.key)
+    if not found:
+        return ""
+    ends = (number(found[end], metric.digits) for end in ("low", "high"))
+    few = " few" if found.get("few_samples") else ""
+    return f'<small class="interval{few}">[{", ".join(ends)}]</small>'
+
+
+def _row(metric: Metric, teacher: Mapping[str, Any], student: Mapping[str, Any]) -> str:
+    values = [row.get(metric.key) for row in (teacher, student)]
+    both = None not in values
+    lead = metric.better * (student[metric.key] - teacher[metric.key]) if both else 0
     cells = []
-    for value, ahead in ((teacher, -lead), (student, lead)):
+    for row, value, ahead in zip((teacher, student), values, (-lead, lead), strict=True):
         text = "–" if value is None else number(value, metric.digits)
-        cells.append(f'<td class="best">{text}</td>' if both and ahead > 0 else f"<td>{text}</td>")
-    title = f"{escape(metric.title)}{_ARROWS[metric.better]}"
+        text += interval_html(row, metric)
+        cells.append(f'<td class="best">{text}</td>' if ahead > 0 else f"<td>{text}</td>")
+    title = f"{escape(metric.title)}{metric.arrow}"
     return f"<tr><th>{title} <small>{escape(metric.hint)}</small></th>{''.join(cells)}</tr>"

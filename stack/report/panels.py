@@ -93,6 +93,26 @@ PANELS = (
         reference=0.5,
         limits=(0, 1.02),
     ),
+    Panel(
+        "Likeness within a batch",
+        "mean cosine of thumbnails",
+        {"similarity/fake": "student", "similarity/real": "data"},
+        note="Rising: samples grow alike, modes get lost.",
+    ),
+    Panel(
+        "Drift of the mean latent",
+        "standard deviations of the data",
+        {"latent/drift": "distance to the data’s mean"},
+        note="Colour and brightness of the average sample.",
+        limits=(0, None),
+    ),
+    Panel(
+        "Quick evaluations",
+        "Fréchet distance",
+        {"quick/frechet_distance": "Fréchet distance"},
+        exact=True,
+        log=True,
+    ),
     Panel("Gradient norms", "L2 norm before clipping", prefix="grad/", log=True),
     Panel("Learning rates", "learning rate", prefix="lr/", exact=True, log=True),
     Panel(

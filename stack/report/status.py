@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from stack.checkpoint import folders
+from stack.report.alerts import alerts
+from stack.report.history import History
 from stack.report.journal import JOBS, Attempt, attempts, heartbeat, read_rows
 from stack.util.errors import UserError
 
@@ -65,7 +67,7 @@ def status(run: Path, now: float | None = None) -> dict[str, Any]:
     total, pace = beat.get("total_steps"), beat.get("seconds_per_step")
     health = {name: last[key] for name, key in HEALTH.items() if key in last}
     health["losses"] = {key[5:]: value for key, value in last.items() if key.startswith("loss/")}
-    health["warnings"] = warnings(health)
+    health["warnings"] = warnings(health) + [words for _, words in _alerts(log)]
     return {
         "run": str(run),
         "state": state_of(past, beat, now, parts_left=log != run and not _has_teacher(run)),
@@ -146,6 +148,11 @@ def warnings(health: dict[str, Any]) -> list[str]:
     ]
     broken = [name for name, value in health["losses"].items() if not isfinite(value)]
     return found + [f"loss {name} is not finite" for name in broken]
+
+
+def _alerts(folder: Path) -> list[tuple[str, str]]:
+    rows = [row for row in read_rows(folder / "metrics.jsonl") if "event" not in row]
+    return alerts(History(rows)) if rows else []
 
 
 def _goodput(past: list[Attempt]) -> float | None:

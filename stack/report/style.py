@@ -44,6 +44,23 @@ tbody th { font-weight: 400; }
 td { font-variant-numeric: tabular-nums lining-nums; white-space: nowrap; }
 td.best { font-weight: 650; }
 tbody + tbody th:only-child { padding-top: 18px; color: var(--muted); font-size: 14px; }
+td .interval { display: block; color: var(--muted); font-size: 12.5px; font-weight: 400; }
+td .few { text-decoration: underline dotted; text-underline-offset: 3px; }
+tr.own th, tr.own td { font-weight: 650; }
+.wide { overflow-x: auto; }
+.wide th:first-child { min-width: 150px; }
+.wide .key { margin: 0; white-space: nowrap; }
+.runs .key { font-size: 15px; margin-right: 22px; }
+h3.published { margin: 28px 0 4px; }
+.alerts { margin-top: 28px; padding: 2px 18px 8px; border-left: 4px solid var(--series-2); }
+.alerts { background: var(--card); }
+.alerts h2 { margin: 12px 0 6px; font-size: 19px; }
+.alerts ul { margin: 0; padding-left: 18px; }
+.grids .scatter { overflow-x: auto; }
+.grids .scatter img { width: auto; height: 220px; max-width: none; }
+.grids h3 { margin: 22px 0 8px; }
+details { margin-top: 12px; }
+details .wide { padding: 0 14px 10px; }
 th small { color: var(--muted); font-size: 13px; white-space: nowrap; }
 dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: 16px 28px; }
 dl, dd { margin: 0; }
@@ -82,8 +99,12 @@ pre {
   .tiles { gap: 16px 32px; }
   .tile b { font-size: 32px; }
   th, td { padding-left: 10px; }
+  .wide th:first-child { min-width: 104px; }
+  th small { white-space: normal; }
+  td .interval { font-size: 11px; }
   .scatter { overflow-x: auto; }
   .scatter img { max-width: none; width: 720px; }
+  .grids .scatter img { width: auto; height: 180px; }
   dl { grid-template-columns: 1fr 1fr; gap: 14px 16px; }
 }
 """

@@ -6,12 +6,15 @@ The noise of a picture is keyed by its index, so it does not depend on the batch
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from stack.diffusion.ancestral import ancestral
 from stack.diffusion.guidance import guide
 from stack.diffusion.solvers import ddim, trailing_times
 from stack.nets.sd15 import SDDenoiser
@@ -25,13 +28,30 @@ _DECODED = 32
 """Latents that go through the autoencoder at once."""
 
 
+class Sampler(Protocol):
+    """What makes pictures of conditions: captions, or numbers of classes written out."""
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations per picture."""
+
+    @property
+    def device(self) -> torch.device:
+        """Of the network."""
+
+    def pictures(self, conditions: Sequence[str], indices: Tensor, seed: int) -> Tensor:
+        """uint8 pictures (B, 3, H, W), on the CPU: each a function of its condition, its index,
+        int64 (B,), and the seed."""
+
+
 @dataclass(frozen=True)
 class TextToImage:
     """A denoiser with the parts around it.
 
     Args:
-        steps: DDIM steps; 1 for a student.
+        steps: of the sampler; 1 for a student.
         guidance: weight of classifier-free guidance; 1 skips the unconditional pass.
+        sampler: ddim, of the ODE; ancestral, of the SDE.
     """
 
     denoiser: SDDenoiser
@@ -39,15 +59,27 @@ class TextToImage:
     vae: Autoencoder
     steps: int = 1
     guidance: float = 1.0
+    sampler: Literal["ddim", "ancestral"] = "ddim"
 
     @property
     def nfe(self) -> int:
         """Network evaluations per picture, guidance counted as a second one."""
         return self.steps * (1 if self.guidance == 1 else 2)
 
+    @property
+    def device(self) -> torch.device:
+        """Of all parts."""
+        return next(self.text.parameters()).device
+
     @torch.no_grad()
-    def latents(self, ids: Tensor, noise: Tensor) -> Tensor:
-        """Scaled latents (B, 4, h, w) from token ids (B, 77) and unit noise of that shape."""
+    def latents(
+        self, ids: Tensor, noise: Tensor, fresh: Callable[[int], Tensor] | None = None
+    ) -> Tensor:
+        """Scaled latents (B, 4, h, w) from token ids (B, 77) and unit noise of that shape.
+
+        Args:
+            fresh: unit noise of each step of the ancestral sampler, which alone needs it.
+        """
         c = self.text(ids)
         if self.guidance != 1:
             null = self.text(self.text.null_ids[None].to(ids.device)).expand_as(c)
@@ -60,48 +92,69 @@ class TextToImage:
             return guide(told, untold, self.guidance)
 
         schedule = self.denoiser.schedule
-        return ddim(x0_of, noise, schedule, trailing_times(self.steps, schedule.steps))
+        times = trailing_times(self.steps, schedule.steps)
+        if self.sampler == "ddim":
+            return ddim(x0_of, noise, schedule, times)
+        assert fresh
+        return ancestral(x0_of, noise, schedule, times, fresh)
 
     @torch.no_grad()
-    def images(self, ids: Tensor, noise: Tensor) -> Tensor:
-        """uint8 pictures (B, 3, H, W)."""
-        latents = self.latents(ids, noise) / self.vae.scale
+    def images(
+        self, ids: Tensor, noise: Tensor, fresh: Callable[[int], Tensor] | None = None
+    ) -> Tensor:
+        """uint8 pictures (B, 3, H, W); arguments as of :meth:`latents`."""
+        latents = self.latents(ids, noise, fresh) / self.vae.scale
         # Full-size feature maps are the largest tensors there are: a few at a time.
         return torch.cat([to_uint8(self.vae.decode(part)) for part in latents.split(_DECODED)])
 
-    def noise(self, seed: int, indices: Tensor) -> Tensor:
-        """Unit noise (B, 4, h, w) of pictures ``indices`` (B,)."""
+    def noise(self, seed: int, indices: Tensor, step: int = 0) -> Tensor:
+        """Unit noise (B, 4, h, w) of pictures ``indices`` (B,): where a sampler begins, or what
+        an ancestral one adds after its ``step``-th step, from 1."""
         size = self.denoiser.unet.config.sample_size
         channels = self.denoiser.unet.config.in_channels
         return keyed.normal(
-            (channels, size, size), seed=seed, iteration=0, role="sample", positions=indices
+            (channels, size, size), seed=seed, iteration=step, role="sample", positions=indices
         )
+
+    def pictures(self, conditions: Sequence[str], indices: Tensor, seed: int) -> Tensor:
+        """uint8 pictures (B, 3, H, W), on the CPU, of B captions."""
+        ids, cut = self.text.tokenize(list(conditions))
+        if cut:
+            _tell_of_cuts(ids.shape[1])
+        indices = indices.to(self.device)
+
+        def fresh(step: int) -> Tensor:
+            return self.noise(seed, indices, step)
+
+        return self.images(ids.to(self.device), self.noise(seed, indices), fresh).cpu()
 
 
 def generate(
-    model: TextToImage,
-    captions: list[str],
+    model: Sampler,
+    conditions: Sequence[str],
     *,
     seed: int,
     batch: int,
-    first: int = 0,
+    indices: Tensor | None = None,
     on_batch: Callable[[int], None] = lambda count: None,
 ) -> Tensor:
-    """uint8 pictures (N, 3, H, W) of N captions, on the CPU.
+    """uint8 pictures (N, 3, H, W) of N conditions, on the CPU.
 
     Args:
-        batch: pictures made at once. first: index of the first one, which keys its noise.
+        batch: pictures made at once; what they show does not depend on it.
+        indices: int64 (N,), which key the noise; 0, 1, ... if None.
         on_batch: called with the number of pictures after every batch.
     """
-    device = next(model.text.parameters()).device
-    pictures, cut = [], 0
-    for start in range(0, len(captions), batch):
-        part = captions[start : start + batch]
-        indices = torch.arange(first + start, first + start + len(part), device=device)
-        ids, longer = model.text.tokenize(part)
-        cut += longer
-        pictures.append(model.images(ids.to(device), model.noise(seed, indices)).cpu())
+    keys = torch.arange(len(conditions)) if indices is None else indices
+    pictures = []
+    for start in range(0, len(conditions), batch):
+        part = conditions[start : start + batch]
+        pictures.append(model.pictures(part, keys[start : start + batch], seed))
         on_batch(len(part))
-    if cut:
-        log.warning("%d captions are longer than %d tokens and were cut", cut, ids.shape[1])
     return torch.cat(pictures)
+
+
+@cache
+def _tell_of_cuts(tokens: int) -> None:
+    """Once a process: a long evaluation would say it of every batch."""
+    log.warning("captions of more than %d tokens are cut", tokens)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from stack.config.schema import Data, DistillRecipe, PretrainRecipe
+from stack.config.schema import AnyRecipe, Data, DistillRecipe
 from stack.data.batch import BatchLoader
 from stack.data.cache import ShardCache
 from stack.data.storage import expand_variables, is_url
@@ -60,9 +60,7 @@ def device_of(name: str) -> torch.device:
         raise UserError(f"device: {name}: {reason}; device=auto takes what there is") from None
 
 
-def layout_of(
-    recipe: DistillRecipe | PretrainRecipe, ranks: Ranks = ALONE, *, micro_batches: int = 1
-) -> Layout:
+def layout_of(recipe: AnyRecipe, ranks: Ranks = ALONE, *, micro_batches: int = 1) -> Layout:
     """How a recipe's trained networks are laid over ranks."""
     parallel = recipe.parallel
     return Layout(

@@ -6,19 +6,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from stack.checkpoint.verify import checkpoint_of
 from stack.config.schema import DistillRecipe
 from stack.diffusion.timesteps import UniformTimes
-from stack.fdistill.algorithm import Denoiser, FDistill, Trained
+from stack.fdistill.algorithm import FDistill
+from stack.fdistill.contracts import Denoiser, Trained
 from stack.fdistill.divergence import DIVERGENCES
 from stack.fdistill.ratio import RatioNormalizer, RatioWeight
+from stack.nets.edm import EdmDenoiser
 from stack.nets.ema import EMA
 from stack.nets.heads import MultiHead
 from stack.nets.sd15 import SDDenoiser
 from stack.nets.toy import SkewedDenoiser, SkewedStudent
 from stack.parallel.collectives import ALONE, Ranks
+from stack.parallel.fsdp import shard
 from stack.parallel.local import LocalWeights
 from stack.parallel.mesh import Layout
 from stack.train.build_stored import stored_weights
@@ -33,8 +37,8 @@ ENTRIES = ("features", "x0_and_features")
 class Networks(NamedTuple):
     """What a distillation is made of."""
 
-    student: SDDenoiser | SkewedStudent
-    fake: SDDenoiser | SkewedDenoiser
+    student: SDDenoiser | EdmDenoiser | SkewedStudent
+    fake: SDDenoiser | EdmDenoiser | SkewedDenoiser
     teacher: Denoiser
     heads: MultiHead
 
@@ -147,6 +151,15 @@ def _check_times(recipe: DistillRecipe, steps: int) -> None:
             raise UserError(
                 f"times.{name}: ends at {last}, but the teacher's last time is {steps - 1}"
             )
+
+
+def settle_teacher(teacher: SDDenoiser | EdmDenoiser, where: str, layout: Layout) -> None:
+    """Freeze the teacher: whole on every rank or cut over them, in the precision it runs in."""
+    teacher.requires_grad_(False)
+    if layout.bf16:
+        teacher.to(torch.bfloat16)
+    if where == "sharded" and layout.ranks.world_size > 1:
+        shard(teacher, teacher.blocks(), layout.mesh, methods=ENTRIES, offload=layout.offload)
 
 
 def warm_start(

@@ -13,7 +13,6 @@ from stack.diffusion.schedule import DiscreteSchedule
 from stack.evaluate.frechet import Moments, frechet_distance
 from stack.nets.heads import MultiHead, VectorHead
 from stack.nets.toy import (
-    FEATURE_CHANNELS,
     MixtureDenoiser,
     SkewedDenoiser,
     SkewedStudent,
@@ -41,7 +40,8 @@ def build_mixture(recipe: DistillRecipe, layout: Layout) -> Job:
     start = (schedule, given.start, given.start_std)
     student = SkewedStudent(*start, given.student_width).to(device)
     fake = SkewedDenoiser(*start, given.width).to(device)
-    heads = MultiHead([VectorHead(FEATURE_CHANNELS, recipe.gan.width)]).to(device)
+    extractor = teacher if recipe.gan.features == "teacher" else fake
+    heads = MultiHead([VectorHead(extractor.feature_channels, recipe.gan.width)]).to(device)
 
     def data(iteration: int, positions: Tensor) -> Tensor:
         return teacher.sample(positions, seed=recipe.seed, iteration=iteration)

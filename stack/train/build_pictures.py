@@ -1,48 +1,109 @@
-"""Composition of the finished models: a run's teacher and student as text-to-image models."""
+"""Composition of the finished models: a run's teacher and student, which make pictures."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from diffusers import UNet2DConditionModel
+from torch import nn
 
+from stack.checkpoint import folders
 from stack.checkpoint.verify import checkpoint_of
+from stack.config.edm import EdmTeacher
 from stack.config.load import stored_recipe
 from stack.config.schema import DistillRecipe, SDTeacher
+from stack.diffusion.karras import KarrasSchedule
+from stack.nets.edm import EdmDenoiser, EdmNetwork
+from stack.nets.edm_files import load_edm, save_edm
 from stack.nets.hub import pipeline_folder
 from stack.nets.sd15 import SDDenoiser, load_schedule, load_unet
 from stack.nets.text import load_text
 from stack.nets.vae import load_vae
-from stack.sample.generate import TextToImage
-from stack.train.build import device_of
+from stack.sample.class_to_image import ClassToImage, grid_classes
+from stack.sample.export import save_pipeline
+from stack.sample.generate import Sampler, TextToImage
+from stack.train.build import device_of, prompts_of
 from stack.train.build_stored import stored_weights
 from stack.util.errors import UserError
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def run_recipe(run: Path) -> tuple[DistillRecipe, Path]:
-    """The recipe of a distillation run of a pipeline, and the pipeline's folder.
+
+def run_recipe(run: Path) -> DistillRecipe:
+    """The recipe of a distillation run whose models make pictures.
 
     Raises:
         UserError: not such a run.
     """
     recipe = stored_recipe(run)
-    if not isinstance(recipe, DistillRecipe) or not isinstance(recipe.teacher, SDTeacher):
-        raise UserError(
-            f"{run}/recipe.yaml: not a run of stack distill with a pipeline as its teacher"
-        )
-    return recipe, pipeline_folder(recipe.teacher.path, recipe.teacher.revision)
+    if isinstance(recipe, DistillRecipe) and isinstance(recipe.teacher, SDTeacher | EdmTeacher):
+        return recipe
+    raise UserError(
+        f"{run}/recipe.yaml: not a run of stack distill with a pipeline or an EDM network as its "
+        "teacher"
+    )
 
 
-def student_unet(
-    run: Path, recipe: DistillRecipe, teacher: Path, average: str | None = None
-) -> UNet2DConditionModel:
-    """The student that is evaluated, sampled and exported, read one parameter at a time.
+def teacher_and_student(run: Path) -> tuple[DistillRecipe, Sampler, Sampler]:
+    """Both models of a run, in evaluation mode."""
+    recipe = run_recipe(run)
+    if isinstance(recipe.teacher, SDTeacher):
+        return recipe, *_text_to_image(run, recipe, recipe.teacher)
+    assert isinstance(recipe.teacher, EdmTeacher)
+    return recipe, *_class_to_image(run, recipe, recipe.teacher)
+
+
+def conditions_of(recipe: DistillRecipe) -> list[str]:
+    """What sample grids show: prompts, or each of the first ten classes four times."""
+    if isinstance(recipe.teacher, EdmTeacher):
+        return grid_classes(load_edm(recipe.teacher.path).config.label_dim)
+    return prompts_of(recipe)
+
+
+def save_student(
+    run: Path, out: Path | None, *, fp16: bool, average: str | None
+) -> tuple[Path, str]:
+    """Write the student's folder (RUN/student unless ``out`` says another); the folder, and how
+    it is used.
 
     Args:
         run: the run's folder, or one of its checkpoints.
         average: decay of the average to take, or "none" for the weights as trained; by default
             the recipe's first average, where there is one.
+    """
+    recipe = run_recipe(run)
+    to = out or (folders.run_of(run) if folders.is_step(run) else run) / "student"
+    if isinstance(recipe.teacher, SDTeacher):
+        teacher = _pipeline(recipe.teacher)
+        unet = _filled(load_unet(teacher), "unet.", run, recipe, average)
+        return save_pipeline(unet.half() if fp16 else unet, teacher, to), (
+            "load it with StableDiffusionPipeline.from_pretrained and sample with "
+            "num_inference_steps=1, guidance_scale=1"
+        )
+    assert isinstance(recipe.teacher, EdmTeacher)
+    network = _filled(_edm(recipe.teacher), "model.", run, recipe, average)
+    return save_edm(network.half() if fp16 else network, to), (
+        "load it with stack.nets.edm_files.load_edm; EdmDenoiser makes a picture of noise of "
+        "standard deviation 80 in one call at sigma 80"
+    )
+
+
+def _pipeline(teacher: SDTeacher) -> Path:
+    return pipeline_folder(teacher.path, teacher.revision)
+
+
+def _edm(teacher: EdmTeacher) -> EdmNetwork:
+    return load_edm(teacher.path, augmentation=False)
+
+
+def _filled(
+    network: Network, prefix: str, run: Path, recipe: DistillRecipe, average: str | None = None
+) -> Network:
+    """A network with the student's weights, read one at a time.
+
+    Args:
+        prefix: of its names in the checkpoint.
 
     Raises:
         UserError: there is no whole checkpoint, or no such average.
@@ -53,23 +114,23 @@ def student_unet(
     if chosen not in names:
         raise UserError(f"command line: --ema: {chosen}: the run has {', '.join(names)}")
     folder = checkpoint_of(run)
-    unet = load_unet(teacher)
-    missing = set(dict(unet.named_parameters()))
+    weights, fixed = dict(network.named_parameters()), dict(network.named_buffers())
     with torch.no_grad():
         for name, value in stored_weights(folder, names[chosen]):
-            name = name.removeprefix("unet.")
-            weight = unet.get_parameter(name)
-            weight.copy_(value.view(weight.shape))
-            missing.remove(name)
-    if missing:
-        raise UserError(f"{folder}: {names[chosen]}.unet.{min(missing)}: missing")
-    return unet
+            name = name.removeprefix(prefix)
+            if name not in fixed:
+                weight = weights.pop(name)
+                weight.copy_(value.view(weight.shape))
+    if weights:
+        raise UserError(f"{folder}: {names[chosen]}.{prefix}{min(weights)}: missing")
+    return network
 
 
-def teacher_and_student(run: Path) -> tuple[DistillRecipe, TextToImage, TextToImage]:
-    """Both models of a run, with the same text encoder and autoencoder, in evaluation mode."""
-    recipe, folder = run_recipe(run)
-    device = device_of(recipe.device)
+def _text_to_image(
+    run: Path, recipe: DistillRecipe, given: SDTeacher
+) -> tuple[TextToImage, TextToImage]:
+    """With the same text encoder and autoencoder."""
+    folder, device = _pipeline(given), device_of(recipe.device)
     schedule, parameterization = load_schedule(folder)
     text, vae = load_text(folder).to(device), load_vae(folder).to(device)
     teacher, student = (
@@ -77,11 +138,24 @@ def teacher_and_student(run: Path) -> tuple[DistillRecipe, TextToImage, TextToIm
         .to(device)
         .requires_grad_(False)
         .eval()
-        for unet in (load_unet(folder), student_unet(run, recipe, folder))
+        for unet in (load_unet(folder), _filled(load_unet(folder), "unet.", run, recipe))
     )
     steps = recipe.evaluation.teacher_steps
     return (
-        recipe,
         TextToImage(teacher, text, vae, steps=steps, guidance=recipe.guidance),
         TextToImage(student, text, vae),
     )
+
+
+def _class_to_image(
+    run: Path, recipe: DistillRecipe, given: EdmTeacher
+) -> tuple[ClassToImage, ClassToImage]:
+    device, schedule = device_of(recipe.device), KarrasSchedule(given.levels)
+    teacher, student = (
+        EdmDenoiser(network, schedule, bf16=recipe.precision == "bf16")
+        .to(device)
+        .requires_grad_(False)
+        .eval()
+        for network in (_edm(given), _filled(_edm(given), "model.", run, recipe))
+    )
+    return ClassToImage(teacher, recipe.evaluation.teacher_steps), ClassToImage(student)

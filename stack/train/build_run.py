@@ -10,7 +10,7 @@ from pathlib import Path
 from stack.checkpoint.commit import Keep
 from stack.checkpoint.verify import checkpoint_of
 from stack.config.load import dump_recipe, identity_changes, load_recipe
-from stack.config.schema import DistillRecipe, PretrainRecipe, Recipe
+from stack.config.schema import AnyRecipe, DistillRecipe, Recipe
 from stack.evaluate.latency import device_name
 from stack.parallel.collectives import ALONE, Ranks
 from stack.train.build import Job, device_of
@@ -88,7 +88,7 @@ def _spare_sources(recipe: Recipe, folder: Path, how: Start) -> None:
 
 
 def trainer_of(
-    recipe: DistillRecipe | PretrainRecipe,
+    recipe: AnyRecipe,
     job: Job,
     folder: Path,
     ranks: Ranks = ALONE,

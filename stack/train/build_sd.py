@@ -15,18 +15,18 @@ from stack.data.index import MANIFEST
 from stack.data.stream import ShardStream
 from stack.diffusion.schedule import DiscreteSchedule
 from stack.nets.attention import set_attention
+from stack.nets.compilation import compile_blocks
 from stack.nets.heads import ConvHead, MultiHead
 from stack.nets.hub import pipeline_folder
 from stack.nets.recompute import recompute
 from stack.nets.sd15 import SDDenoiser, load_schedule, load_unet
 from stack.nets.text import TextEncoder, load_text, tokenizer_hash
 from stack.nets.vae import Autoencoder, from_uint8, load_vae, vae_hash
-from stack.parallel.fsdp import shard
 from stack.parallel.mesh import Layout
 from stack.sample.generate import TextToImage, generate
 from stack.sample.grid import save_grid
 from stack.train.build import Job, prompts_of, stream_of
-from stack.train.build_algorithm import ENTRIES, Networks, assemble
+from stack.train.build_algorithm import Networks, assemble, settle_teacher
 from stack.train.build_quick import quick_measure
 from stack.train.sources import LatentSource
 from stack.util.errors import UserError
@@ -74,9 +74,8 @@ def sd_networks(
         recompute(network.blocks(), compute.checkpointing)
     if compute.compile:
         for network in (student, fake, teacher):
-            for block in network.blocks():
-                block.compile()
-    _settle_teacher(teacher, recipe.parallel.teacher, layout)
+            compile_blocks(network.blocks())
+    settle_teacher(teacher, recipe.parallel.teacher, layout)
     heads = MultiHead(
         [ConvHead(channels, recipe.gan.width) for channels in teacher.feature_channels],
         bf16=layout.bf16,
@@ -118,15 +117,6 @@ def _source(
         accumulation=layout.micro_batches,
         device=device,
     )
-
-
-def _settle_teacher(teacher: SDDenoiser, where: str, layout: Layout) -> None:
-    """Freeze the teacher: whole on every rank or cut over them, in the precision it runs in."""
-    teacher.requires_grad_(False)
-    if layout.bf16:
-        teacher.to(torch.bfloat16)
-    if where == "sharded" and layout.ranks.world_size > 1:
-        shard(teacher, teacher.blocks(), layout.mesh, methods=ENTRIES, offload=layout.offload)
 
 
 def _check_size(stream: ShardStream, factor: int, size: int) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from stack.fdistill.algorithm import Batch, FDistill, Figures
+from stack.fdistill.calibration import NoiseLevels
 from stack.nets.ema import EMA
 from stack.parallel.local import LocalWeights
 from stack.train.metrics import summarize
@@ -54,10 +55,12 @@ class DistillTask(Task):
             average.update()
         return figures, stepped
 
-    def summary(self, figures: Figures) -> dict[str, float]:
+    def summary(self, figures: Figures) -> dict[str, Any]:
         bounds = log(self.algorithm.r_min), log(self.algorithm.r_max)
         rates = {f"lr/{weights.name}": weights.lr for weights in self.weights}
-        return summarize(figures, log_r_bounds=bounds) | rates
+        edges = self.algorithm.ratio.normalizer.edges.cpu()
+        levels = NoiseLevels(edges, self.algorithm.teacher.schedule.log_snr)
+        return summarize(figures, log_r_bounds=bounds, levels=levels) | rates
 
     def sample(self, iteration: int, folder: Path) -> None:
         """A picture of the averaged student, where there is an average; of the first of several."""

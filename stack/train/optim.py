@@ -11,7 +11,7 @@ from torch import nn
 from stack.parallel.adam import adam
 from stack.parallel.ddp import ReplicatedWeights
 from stack.parallel.fsdp import ShardedWeights, shard
-from stack.parallel.local import LocalWeights
+from stack.parallel.local import LocalWeights, make_dense
 from stack.parallel.mesh import ENGINES, Layout
 
 
@@ -55,11 +55,14 @@ def adam_weights(
     kept: dict[str, Any] = {"bf16": layout.bf16, "offload": layout.offload}
     if layout.sharded:
         shard(module, blocks, layout.mesh, methods=methods, **kept)
+    elif kind != "adamw" and layout.backend != "fsdp":
+        # bitsandbytes would do so in the first step; a resume begins in the layout it goes on in.
+        make_dense(module)
     engine = ENGINES.get(layout.backend)
     optimizer = adam(
         kind,
         module.parameters(),
-        sharded=layout.sharded,
+        sharded=layout.backend == "fsdp",  # On one rank too, which may go on from several.
         fused=engine is None,
         lr=lr,
         betas=betas,

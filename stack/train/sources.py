@@ -10,10 +10,43 @@ from torch import Tensor
 
 from stack.data.batch import BatchLoader
 from stack.fdistill.algorithm import Batch
+from stack.nets.edm import one_hot
 from stack.nets.text import TextEncoder
+from stack.nets.vae import from_uint8
+from stack.util.errors import UserError
 
 
-class LatentSource:
+class RawSource:
+    """Whole batches as the loader gives them, for pretraining.
+
+    Args:
+        samples: of an iteration, over all ranks.
+    """
+
+    def __init__(self, loader: BatchLoader, *, samples: int) -> None:
+        self.loader, self.samples = loader, samples
+        self.epoch_samples = samples * loader.stream.steps_per_epoch
+        loader.keep_damage()
+        self.batches = iter(loader)
+
+    def take(self) -> Sequence[Any]:
+        return [next(self.batches)]
+
+    def counts(self) -> dict[str, int]:
+        return self.loader.counts()
+
+    def damage(self) -> list[str]:
+        return self.loader.damage()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.loader.load_state_dict(state)
+        self.batches = iter(self.loader)
+
+
+class LatentSource(RawSource):
     """Latents and token ids from shards, as f-distill batches.
 
     Args:
@@ -30,11 +63,9 @@ class LatentSource:
         accumulation: int,
         device: torch.device,
     ) -> None:
-        self.loader, self.text, self.scale = loader, text, scale
-        self.samples, self.accumulation, self.device = samples, accumulation, device
-        self.epoch_samples = samples * loader.stream.steps_per_epoch
-        loader.keep_damage()
-        self.batches = iter(loader)
+        super().__init__(loader, samples=samples)
+        self.text, self.scale = text, scale
+        self.accumulation, self.device = accumulation, device
         with torch.no_grad():
             self.null = text(text.null_ids[None].to(device))
 
@@ -50,18 +81,45 @@ class LatentSource:
         )
         return micro_batches(batch, self.accumulation)
 
-    def counts(self) -> dict[str, int]:
-        return self.loader.counts()
 
-    def damage(self) -> list[str]:
-        return self.loader.damage()
+class PixelSource(RawSource):
+    """Pictures in [-1, 1] and one-hot classes from shards, as f-distill batches.
 
-    def state_dict(self) -> dict[str, Any]:
-        return self.loader.state_dict()
+    Args:
+        classes: that the network knows; 0 where it has none, and the shards then need none.
+        accumulation: micro-batches the local batch is cut into.
+    """
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.loader.load_state_dict(state)
-        self.batches = iter(self.loader)
+    def __init__(
+        self,
+        loader: BatchLoader,
+        *,
+        classes: int,
+        samples: int,
+        accumulation: int = 1,
+        device: torch.device,
+    ) -> None:
+        super().__init__(loader, samples=samples)
+        self.classes, self.accumulation, self.device = classes, accumulation, device
+
+    def take(self) -> Sequence[Batch]:
+        raw = next(self.batches)
+        x0 = from_uint8(raw["image"].to(self.device, non_blocking=True))
+        c = one_hot(self._known(raw), self.classes).to(self.device)
+        batch = Batch(raw["position"].to(self.device), x0, c, torch.zeros_like(c))
+        return micro_batches(batch, self.accumulation)
+
+    def _known(self, raw: dict[str, Any]) -> Tensor:
+        """int64 (B,) classes, which the network must know."""
+        if not self.classes:
+            return raw["position"]
+        for number in raw["cls"].tolist():
+            if not 0 <= number < self.classes:
+                raise UserError(
+                    f"data.folders: cls: {number}: the teacher knows classes 0 to "
+                    f"{self.classes - 1}; take shards of its data"
+                )
+        return raw["cls"]
 
 
 class KeyedSource:
@@ -98,32 +156,6 @@ class KeyedSource:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.iteration = state["iteration"]
-
-
-class RawSource:
-    """Whole batches as the loader gives them, for pretraining."""
-
-    def __init__(self, loader: BatchLoader, *, samples: int) -> None:
-        self.loader, self.samples = loader, samples
-        self.epoch_samples = samples * loader.stream.steps_per_epoch
-        loader.keep_damage()
-        self.batches = iter(loader)
-
-    def take(self) -> Sequence[dict[str, Any]]:
-        return [next(self.batches)]
-
-    def counts(self) -> dict[str, int]:
-        return self.loader.counts()
-
-    def damage(self) -> list[str]:
-        return self.loader.damage()
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.loader.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.loader.load_state_dict(state)
-        self.batches = iter(self.loader)
 
 
 def micro_batches(batch: Batch, count: int) -> Sequence[Batch]:

@@ -31,8 +31,8 @@ class Task(ABC):
         """One iteration: figures, and whether the networks stepped."""
 
     @abstractmethod
-    def summary(self, figures: dict[str, Tensor]) -> dict[str, float]:
-        """Figures as numbers for the log."""
+    def summary(self, figures: dict[str, Tensor]) -> dict[str, Any]:
+        """Figures for the log: numbers, and tables as lists."""
 
     @abstractmethod
     def sample(self, iteration: int, folder: Path) -> None:

@@ -12,9 +12,16 @@ def quiet_libraries() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # A checkpoint of one process says so at every save.
     warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-    for name in ("xformers", "bitsandbytes"):
+    # What they lack here; torchao is imported by diffusers wherever it is installed.
+    for name in ("xformers", "bitsandbytes", "torchao"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # torchao registers its enumerations with torch in the way of older versions.
+    logging.getLogger("torch.utils._pytree").addFilter(_not_of_enums)
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     # Their bars for every small file drown ours, which are rich's.
     os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+def _not_of_enums(record: logging.LogRecord) -> bool:
+    return "register_constant() on Enum" not in record.getMessage()

@@ -53,10 +53,7 @@ class Steps:
             unet = new_unet(config, str(self.device))
         schedule = DiscreteSchedule.scaled_linear()
         networks = sd_networks(recipe, unet, schedule, "epsilon", layout)
-        self.tasks = {
-            name: assemble(changed, layout, networks, lambda *_: None, lambda: 0.0)
-            for name, changed in _turns(recipe).items()
-        }
+        self.task = assemble(recipe, layout, networks, lambda *_: None, lambda: 0.0)
         random = torch.Generator(self.device).manual_seed(0)
 
         def normal(*shape: int) -> Tensor:
@@ -69,7 +66,9 @@ class Steps:
 
     def step(self, name: str) -> None:
         """One iteration, of the student, of the critics, or of both."""
-        _, stepped = self.tasks[name].iteration(_TURN[name], [self.batch])
+        algorithm = self.task.algorithm
+        iteration, algorithm.alternation, algorithm.student_every = _TURNS[name]
+        _, stepped = self.task.iteration(iteration, [self.batch])
         assert stepped, "a loss or a gradient was not finite"
 
     def timed(self, name: str, times: Times) -> None:
@@ -87,29 +86,28 @@ class Steps:
             torch.cuda.reset_peak_memory_stats(self.device)
             self.step(name)
             return torch.cuda.max_memory_allocated(self.device)
-        with PeakBytes(self._held(name)) as memory:
+        with PeakBytes(self._held()) as memory:
             self.step(name)
         return memory.peak
 
-    def _held(self, name: str) -> Iterator[Tensor]:
-        algorithm = self.tasks[name].algorithm
+    def held_bytes(self) -> int:
+        """Between iterations, with gradients cleared."""
+        storages = {t.data_ptr(): t.untyped_storage().nbytes() for t in self._held()}
+        return sum(storages.values())
+
+    def _held(self) -> Iterator[Tensor]:
+        algorithm = self.task.algorithm
         for network in (algorithm.student, algorithm.fake, algorithm.heads, algorithm.teacher):
             yield from network.parameters()  # type: ignore[union-attr,attr-defined]
-        yield from self.tasks[name].tensors().values()
+        yield from self.task.tensors().values()
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
 
-_TURN = {"student": 1, "critic": 0, "joint": 0}
-"""An iteration in which it is this one's turn."""
-
-
-def _turns(recipe: DistillRecipe) -> dict[str, DistillRecipe]:
-    apart = recipe.model_copy(update={"alternation": "exclusive", "student_every": 2})
-    joint = recipe.model_copy(update={"alternation": "joint", "student_every": 1})
-    return {"student": apart, "critic": apart, "joint": joint}
+_TURNS = {"student": (1, "exclusive", 2), "critic": (0, "exclusive", 2), "joint": (0, "joint", 1)}
+"""An iteration in which it is a step's turn, the alternation, and the student's k."""
 
 
 def bench_step(
@@ -133,6 +131,8 @@ def bench_step(
         name: _facts(recipe, steps, times[name], count_flops(recipe, config), batch)
         for name, recipe, steps in made
     }
+    if made[0][2].device.type == "cuda":
+        _count_out(found, {name: steps.held_bytes() for name, _, steps in made})
     if profile:
         _trace(made[0][2], profile)
     for name, facts in found.items():
@@ -167,6 +167,13 @@ def _facts(
     found["images_per_second"] = batch * k / (moving + (k - 1) * found["critic"]["seconds"])
     found["process_peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     return found
+
+
+def _count_out(found: dict[str, Any], held: dict[str, int]) -> None:
+    """Take what the other settings hold on the GPU out of each one's peaks."""
+    for name, facts in found.items():
+        for step in STEPS:
+            facts[step]["peak_bytes"] -= sum(held.values()) - held[name]
 
 
 def _product_rate(device: torch.device, bf16: bool) -> float:

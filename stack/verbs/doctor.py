@@ -15,7 +15,14 @@ from pathlib import Path
 import torch.distributed as dist
 
 from stack.checkpoint.folders import committed, is_step
-from stack.config.schema import DistillRecipe, PretrainRecipe, SDTeacher
+from stack.config.edm import EdmPretrainRecipe, EdmTeacher
+from stack.config.schema import (
+    AnyRecipe,
+    DistillRecipe,
+    Mixture2DTeacher,
+    PretrainRecipe,
+    SDTeacher,
+)
 from stack.parallel.collectives import Ranks, ranks_of
 from stack.train.build import cache_of, device_of, layout_of, micro_batches_of, stream_of
 from stack.util.errors import PeerLostError
@@ -33,7 +40,12 @@ from stack.verbs.doctor_findings import (
     within,
 )
 from stack.verbs.doctor_links import links
-from stack.verbs.doctor_networks import attention_shapes, checkpoint_bytes
+from stack.verbs.doctor_networks import (
+    attention_shapes,
+    checkpoint_bytes,
+    edm_classes,
+    metric_networks,
+)
 
 _EACH, _ALL = 45.0, 75.0
 """Seconds that one check, and all of a rank's own checks, may take."""
@@ -46,7 +58,7 @@ _DIFFERENT: dict[str, Level] = {"machine": "warn", "packages": "fail"}
 """How bad it is that nodes differ."""
 
 
-def doctor(recipe: DistillRecipe | PretrainRecipe, *, json_file: Path | None = None) -> int:
+def doctor(recipe: AnyRecipe, *, json_file: Path | None = None) -> int:
     """Check and print; returns 0 if nothing failed, else 1, on every rank.
 
     Raises:
@@ -105,7 +117,7 @@ def _lead(
     return verdict
 
 
-def _checks(recipe: DistillRecipe | PretrainRecipe, board: Board) -> dict[str, Check]:
+def _checks(recipe: AnyRecipe, board: Board) -> dict[str, Check]:
     """What a rank does by itself, by name."""
     bf16 = recipe.precision == "bf16"
 
@@ -120,6 +132,7 @@ def _checks(recipe: DistillRecipe | PretrainRecipe, board: Board) -> dict[str, C
         "machine": partial(doctor_machine.machine, recipe.device),
         "packages": partial(doctor_machine.packages, recipe.parallel.backend),
         "teacher": partial(_teacher, recipe),
+        "metrics": partial(metric_networks, recipe),
         "attention": attention,
         "data": partial(_data, recipe, board.rank),
         "space": space,
@@ -127,14 +140,17 @@ def _checks(recipe: DistillRecipe | PretrainRecipe, board: Board) -> dict[str, C
     }
 
 
-def _teacher(recipe: DistillRecipe | PretrainRecipe) -> Iterator[Finding]:
-    if isinstance(recipe, PretrainRecipe):
+def _teacher(recipe: AnyRecipe) -> Iterator[Finding]:
+    if not isinstance(recipe, DistillRecipe):
         yield Finding("ok", "none: this recipe makes one")
         return
-    if isinstance(recipe.teacher, SDTeacher):
-        yield from doctor_inputs.teacher(recipe.teacher.path, recipe.teacher.revision)
-    else:
+    teacher = recipe.teacher
+    if isinstance(teacher, SDTeacher):
+        yield from doctor_inputs.teacher(teacher.path, teacher.revision)
+    elif isinstance(teacher, Mixture2DTeacher):
         yield Finding("ok", "analytic, without files")
+    else:
+        yield from doctor_inputs.edm_teacher(teacher.path)
     if judge := recipe.evaluation.judge:
         yield doctor_inputs.named("evaluation.judge", judge, Path(judge).is_file())
     if start := recipe.init_from:
@@ -143,7 +159,7 @@ def _teacher(recipe: DistillRecipe | PretrainRecipe) -> Iterator[Finding]:
         yield doctor_inputs.named("init_from", start, there)
 
 
-def _data(recipe: DistillRecipe | PretrainRecipe, rank: int) -> Iterator[Finding]:
+def _data(recipe: AnyRecipe, rank: int) -> Iterator[Finding]:
     data = recipe.data
     if data is None:
         yield Finding("ok", "none: the teacher is its own data")
@@ -151,6 +167,8 @@ def _data(recipe: DistillRecipe | PretrainRecipe, rank: int) -> Iterator[Finding
     wanted: list[tuple[str, ...]] = [("latent", "image"), ("tokens", "text")]
     if isinstance(recipe, PretrainRecipe):
         wanted = [("image",), ("text",)]
+    elif isinstance(recipe, EdmPretrainRecipe) or isinstance(recipe.teacher, EdmTeacher):
+        wanted = [("image",), ("cls",)] if edm_classes(recipe) else [("image",)]
     elif recipe.evaluation.quick_every:
         wanted += [("image",), ("json",)]
     cache = cache_of(data)
@@ -159,7 +177,7 @@ def _data(recipe: DistillRecipe | PretrainRecipe, rank: int) -> Iterator[Finding
     )
 
 
-def _layout(recipe: DistillRecipe | PretrainRecipe, ranks: Ranks) -> Iterator[Finding]:
+def _layout(recipe: AnyRecipe, ranks: Ranks) -> Iterator[Finding]:
     """What training would refuse at its start, in its words."""
     backend = recipe.parallel.backend
     if backend == "none":
@@ -168,6 +186,8 @@ def _layout(recipe: DistillRecipe | PretrainRecipe, ranks: Ranks) -> Iterator[Fi
     layout_of(recipe, ranks)
     if isinstance(recipe, PretrainRecipe):
         batches, micro_batches = [recipe.vae.batch, recipe.unet.batch], 1
+    elif isinstance(recipe, EdmPretrainRecipe):
+        batches, micro_batches = [recipe.data.global_batch], 1
     else:
         batches, micro_batches = [recipe.batch_size], micro_batches_of(recipe, ranks)
     for batch in batches:
@@ -193,7 +213,7 @@ def _meet(board: Board, deadline: float) -> list[int]:
     return board.read("missing", 0, _ALL + _LATE)
 
 
-def _connect(recipe: DistillRecipe | PretrainRecipe, board: Board) -> None:
+def _connect(recipe: AnyRecipe, board: Board) -> None:
     """The collectives, whose ranks wait a little longer for each other than for the result: NCCL
     ends a process at its timeout."""
     timeout = min(_LINKS, recipe.parallel.timeout)

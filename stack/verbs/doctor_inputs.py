@@ -12,6 +12,7 @@ from stack.data.decode import FIELDS
 from stack.data.index import Manifest
 from stack.data.shard import SampleError, Shard
 from stack.data.storage import Folder, expand
+from stack.nets.edm_files import edm_config
 from stack.nets.hub import fault
 from stack.util.errors import UserError
 from stack.verbs.doctor_findings import Finding, attempt
@@ -84,6 +85,12 @@ def teacher(path: str, revision: str | None) -> Iterator[Finding]:
     """Whether the pipeline is whole: a folder, or in the hub's cache of this node."""
     found = fault(path, revision)
     yield Finding("fail", found) if found else Finding("ok", f"{path}: whole")
+
+
+def edm_teacher(path: str) -> Iterator[Finding]:
+    """Whether an EDM network's folder is whole."""
+    config = edm_config(path)
+    yield Finding("ok", f"{path}: whole ({config.architecture}, {config.img_resolution} pixels)")
 
 
 def named(field: str, path: str, there: bool) -> Finding:

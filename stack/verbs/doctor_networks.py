@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,23 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from stack.config.schema import DistillRecipe, PretrainRecipe, SDTeacher
+from stack.config.edm import EdmPretrainRecipe, EdmTeacher
+from stack.config.schema import AnyRecipe, DistillRecipe, PretrainRecipe, SDTeacher
+from stack.data.storage import expand_variables
+from stack.nets.edm import edm_network
+from stack.nets.edm_blocks import EdmConfig
+from stack.nets.edm_files import edm_config
 from stack.nets.heads import ConvHead
 from stack.nets.hub import pipeline_folder
+from stack.nets.hub_cache import REMEDY
+from stack.nets.hub_networks import network_fault
+from stack.train.build import stream_of
+from stack.train.build_edm import teacher_config
+from stack.train.build_suite import networks_of
 from stack.train.pretrain import POSITIONS, new_unet, new_vae
 from stack.util.errors import UserError
 from stack.util.files import read_json
+from stack.verbs.doctor_findings import Finding
 from stack.verbs.doctor_machine import Shape
 
 _FLOAT = 4
@@ -31,14 +42,14 @@ _WEIGHTS = re.compile(r"diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors")
 """Files of whole weights; beside them may lie variants (fp16, non_ema)."""
 
 
-def attention_shapes(recipe: DistillRecipe | PretrainRecipe) -> list[Shape]:
+def attention_shapes(recipe: AnyRecipe) -> list[Shape]:
     """The attention layers of the UNet, each kind once."""
     if isinstance(recipe, PretrainRecipe):
         unet = recipe.unet
         heads = [unet.heads] * len(unet.channels)
         return _shapes(unet.channels, unet.attention, heads, recipe.text.width)
-    if not isinstance(recipe.teacher, SDTeacher):
-        return []
+    if isinstance(recipe, EdmPretrainRecipe) or not isinstance(recipe.teacher, SDTeacher):
+        return []  # EDM's is torch's operator, which is everywhere.
     config = _unet_config(_folder(recipe.teacher))
     channels = config["block_out_channels"]
     # Stable Diffusion's configurations name the number of heads attention_head_dim.
@@ -48,17 +59,38 @@ def attention_shapes(recipe: DistillRecipe | PretrainRecipe) -> list[Shape]:
     return _shapes(channels, crossed, heads, config["cross_attention_dim"])
 
 
-def checkpoint_bytes(recipe: DistillRecipe | PretrainRecipe) -> int:
+def checkpoint_bytes(recipe: AnyRecipe) -> int:
     """Bytes of a checkpoint: trained weights with Adam's moments, and averages, in float32."""
     if isinstance(recipe, PretrainRecipe):
         weights = _pretrained_weights(recipe)
         return _FLOAT * (_ADAM + 1) * weights
-    if not isinstance(recipe.teacher, SDTeacher):
+    if isinstance(recipe, EdmPretrainRecipe):
+        stream = stream_of(recipe.data, recipe.seed)
+        return _FLOAT * (_ADAM + 1) * _edm_weights(teacher_config(recipe, stream))
+    if isinstance(recipe.teacher, SDTeacher):
+        folder = _folder(recipe.teacher)
+        network = unet_weights(folder)
+        heads = _head_weights(recipe, _widths_by_size(_unet_config(folder)))
+    elif isinstance(recipe.teacher, EdmTeacher):
+        config = edm_config(recipe.teacher.path)
+        network = _edm_weights(config)
+        heads = _head_weights(recipe, dict(zip(config.resolutions, config.widths, strict=True)))
+    else:
         return _SMALL
-    folder = _folder(recipe.teacher)
-    unet = unet_weights(folder)
-    heads = _head_weights(recipe, _unet_config(folder))
-    return _FLOAT * (_ADAM * (2 * unet + heads) + len(recipe.averages) * unet)
+    return _FLOAT * (_ADAM * (2 * network + heads) + len(recipe.averages) * network)
+
+
+def edm_classes(recipe: DistillRecipe | EdmPretrainRecipe) -> int:
+    """Classes of a recipe's EDM network, to be trained or distilled."""
+    if isinstance(recipe, EdmPretrainRecipe):
+        return recipe.edm.classes
+    assert isinstance(recipe.teacher, EdmTeacher)
+    return edm_config(recipe.teacher.path).label_dim
+
+
+def _edm_weights(config: EdmConfig) -> int:
+    with torch.device("meta"):
+        return _size(edm_network(config))
 
 
 def unet_weights(folder: Path) -> int:
@@ -78,6 +110,22 @@ def unet_weights(folder: Path) -> int:
     return total
 
 
+def metric_networks(recipe: AnyRecipe) -> Iterator[Finding]:
+    """Whether the networks of metrics are whole, in the hub's cache or where they are named. A job
+    that trains needs them only where its quick evaluation looks through them."""
+    rows = networks_of(recipe)
+    evaluation = recipe.evaluation if isinstance(recipe, DistillRecipe) else None
+    needed = evaluation and evaluation.quick_every and evaluation.quick_suite != "digits"
+    for name, told in rows:
+        if fault := network_fault(name, expand_variables(told)):
+            remedy = f"evaluation.networks.{name}: {fault}; {REMEDY}"
+            yield Finding("fail" if needed else "warn", remedy)
+        else:
+            yield Finding("ok", f"{told}: whole ({name})")
+    if not rows:
+        yield Finding("ok", "none named")
+
+
 def _shapes(
     channels: Sequence[int], crossed: Sequence[bool], heads: Sequence[int], width: int
 ) -> list[Shape]:
@@ -95,13 +143,17 @@ def _unet_config(folder: Path) -> dict[str, Any]:
     return read_json(folder / "unet" / "config.json")
 
 
-def _head_weights(recipe: DistillRecipe, config: dict[str, Any]) -> int:
+def _widths_by_size(config: dict[str, Any]) -> dict[int, int]:
+    """Channels of a UNet's feature maps by their size."""
     channels = config["block_out_channels"]
-    by_size = {config["sample_size"] >> level: n for level, n in enumerate(channels)}
+    return {config["sample_size"] >> level: n for level, n in enumerate(channels)}
+
+
+def _head_weights(recipe: DistillRecipe, by_size: dict[int, int]) -> int:
     for size in recipe.gan.resolutions:
         if size not in by_size:
             raise UserError(
-                f"gan.resolutions: {size}: the UNet has feature maps of sizes "
+                f"gan.resolutions: {size}: the teacher has feature maps of sizes "
                 f"{', '.join(map(str, by_size))}"
             )
     with torch.device("meta"):

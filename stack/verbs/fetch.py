@@ -1,4 +1,5 @@
-"""``stack fetch``: everything of the hub that a recipe needs, into the cache, whole and pinned."""
+"""``stack fetch``: everything that a recipe needs from the hub, into the cache, whole and pinned;
+also the networks of its metrics."""
 
 from __future__ import annotations
 
@@ -6,28 +7,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stack.config.schema import DistillRecipe, PretrainRecipe, SDTeacher
+from stack.config.schema import AnyRecipe, DistillRecipe, SDTeacher
 from stack.nets import hub
+from stack.nets.pickles import convert
 from stack.util.errors import UserError
 from stack.util.files import write_json
+from stack.verbs.fetch_networks import fetch_networks
 
 
 @dataclass(frozen=True)
 class Source:
-    """A pipeline that a recipe names: what for, its folder or hub id, the hub id's commit."""
+    """A pipeline that a recipe names: what for, its folder or hub id, the hub id's commit, and
+    whether its weights may be pickles."""
 
     what: str
     path: str
     revision: str | None
+    pickles: bool
 
 
-def fetch(recipe: DistillRecipe | PretrainRecipe, *, json_file: Path | None = None) -> int:
+def fetch(recipe: AnyRecipe, *, json_file: Path | None = None) -> int:
     """Stage and check what the recipe needs, one line for each; returns 0.
 
     Raises:
         UserError: no network, HF_HUB_OFFLINE, a hub id without its commit, or a damaged folder.
     """
-    rows = [_fetch(source) for source in _sources(recipe)]
+    rows = [_fetch(source) for source in _sources(recipe)] + fetch_networks(recipe)
     if not rows:
         print("nothing to fetch: the recipe names no pipeline")
     if json_file:
@@ -35,11 +40,12 @@ def fetch(recipe: DistillRecipe | PretrainRecipe, *, json_file: Path | None = No
     return 0
 
 
-def _sources(recipe: DistillRecipe | PretrainRecipe) -> list[Source]:
+def _sources(recipe: AnyRecipe) -> list[Source]:
     """All that comes from the hub."""
     if not isinstance(recipe, DistillRecipe) or not isinstance(recipe.teacher, SDTeacher):
         return []
-    return [Source("teacher", recipe.teacher.path, recipe.teacher.revision)]
+    teacher = recipe.teacher
+    return [Source("teacher", teacher.path, teacher.revision, teacher.allow_pickle)]
 
 
 def _fetch(source: Source) -> dict[str, Any]:
@@ -47,13 +53,15 @@ def _fetch(source: Source) -> dict[str, Any]:
     path, revision = source.path, source.revision
     row: dict[str, Any] = {"what": source.what, "path": path, "revision": revision}
     if not hub.from_hub(path):
+        if source.pickles and (made := convert(Path(path))):
+            print(f"{source.what}: made of pickles: {', '.join(map(str, made))}")
         if told := hub.fault(path, None):
             raise UserError(f"{source.what}.path: {told}")
         print(f"{source.what}: {path} is a folder: nothing to fetch")
         return row | {"folder": path}
     if revision is None:
         raise UserError(f"{source.what}.revision: missing; {_pin(source)}")
-    staged = hub.stage(path, revision)
+    staged = hub.stage(path, revision, pickles=source.pickles)
     size = f"{staged.files} files, {staged.bytes:,} bytes"
     print(f"{source.what}: {path} at {revision}: {size}, checked, in {staged.folder}")
     return row | {"folder": str(staged.folder), "files": staged.files, "bytes": staged.bytes}

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from stack.sample.generate import generate
 from stack.sample.grid import save_grid
-from stack.train.build import prompts_of
-from stack.train.build_pictures import teacher_and_student
+from stack.train.build_pictures import conditions_of, teacher_and_student
 from stack.util.errors import UserError
 from stack.util.files import write_json
 
@@ -23,7 +22,7 @@ def sample(run: Path, *, prompts: Sequence[str] | None, seed: int, out: Path | N
         if path.exists():
             raise UserError(f"command line: --out: {path} exists already; name another")
     recipe, teacher, student = teacher_and_student(run)
-    captions = list(prompts or prompts_of(recipe))
+    captions = list(prompts or conditions_of(recipe))
     models = (teacher, student)
     above, below = (generate(model, captions, seed=seed, batch=_COLUMNS) for model in models)
     pairs = zip(above.split(_COLUMNS), below.split(_COLUMNS), strict=True)

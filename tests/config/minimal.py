@@ -32,7 +32,20 @@ PRETRAIN: dict[str, Any] = {
         "optim": ADAM,
     },
 }
-WHOLE = {"distill": DISTILL, "mixture": MIXTURE, "pretrain": PRETRAIN}
+EDM = DISTILL | {"teacher": {"kind": "edm", "path": "teacher"}}
+PRETRAIN_EDM: dict[str, Any] = {
+    "job": "pretrain_edm",
+    "name": "x",
+    "data": {"folders": ["shards"], "global_batch": 8},
+    "edm": {"iterations": 1, "optim": ADAM},
+}
+WHOLE = {
+    "distill": DISTILL,
+    "mixture": MIXTURE,
+    "edm": EDM,
+    "pretrain": PRETRAIN,
+    "pretrain_edm": PRETRAIN_EDM,
+}
 
 
 def write(path: Path, value: Any) -> Path:

@@ -10,12 +10,11 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from stack.config.load import dump_recipe, field_table, identity_changes, load_recipe
-from stack.config.schema import DistillRecipe, PretrainRecipe
+from stack.config.load import JOBS, dump_recipe, field_table, identity_changes, load_recipe
+from stack.config.schema import DistillRecipe
 from tests.config.minimal import DISTILL, WHOLE, write
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
-JOBS = {"distill": DistillRecipe, "pretrain": PretrainRecipe}
 
 
 def test_base_chain(tmp_path: Path) -> None:
@@ -137,6 +136,17 @@ OPERATIONAL = {
         "evaluation.quick_every",
         "evaluation.quick_samples",
         "evaluation.judge",
+        "evaluation.suite",
+        "evaluation.quick_suite",
+        "evaluation.prompts",
+        "evaluation.references",
+        "evaluation.networks.inception",
+        "evaluation.networks.resize",
+        "evaluation.networks.clip",
+        "evaluation.networks.dino",
+        "evaluation.networks.hps",
+        "evaluation.networks.hps_tokenizer",
+        "evaluation.networks.classifier",
     },
 }
 OPERATIONAL["pretrain"] = {
@@ -144,6 +154,7 @@ OPERATIONAL["pretrain"] = {
     for field in OPERATIONAL["distill"]
     if not field.startswith(("evaluation.", "iterations", "compute."))
 }
+OPERATIONAL["pretrain_edm"] = OPERATIONAL["pretrain"] | {"edm.steps"}
 """How the same experiment is run; a change of any other field is another experiment."""
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+from stack.evaluate.classifier import Classifier, Training, _Network, save_classifier
 from stack.train.pretrain import new_tokenizer
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.25]
@@ -76,6 +77,15 @@ def save_clip(folder: Path, size: int = 16) -> CLIPModel:
     prepared = {"image_mean": MEAN, "image_std": STD, "size": {"shortest_edge": size}}
     (folder / "preprocessor_config.json").write_text(json.dumps(prepared))
     return model
+
+
+def untrained_classifier(folder: Path, classes: int = 3, size: int = 16) -> Path:
+    """Features of a random network: as good as any other for a test of the way to them."""
+    torch.manual_seed(0)
+    names = tuple(str(number) for number in range(classes))
+    training = Training(names, size, "", 1, 0, 1, True, 1.0, 0.5, 7)
+    save_classifier(Classifier(_Network(classes), training), folder)
+    return folder
 
 
 def pictures(count: int, height: int = 32, width: int = 32, seed: int = 0) -> Tensor:

@@ -53,7 +53,7 @@ def test_data_without_vague_captions_are_refused() -> None:
 
 def test_real_pictures_under_their_own_captions_have_perfect_figures() -> None:
     data = labelled()
-    judge = Judge(NAMES, size=8, fingerprint="").eval().requires_grad_(False)
+    judge = Judge(NAMES, size=8, trained_on="").eval().requires_grad_(False)
     real = judge(data.images)
     found = figures(judge, data, real, torch.arange(len(data.captions)), data.images)
     assert found["frechet_distance"] == pytest.approx(0, abs=1e-6)

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from stack.evaluate import bootstrap
-from stack.evaluate.bootstrap import FEW, frechet_estimate, mean_estimate, share_estimate
+from stack.evaluate.bootstrap import (
+    FEW,
+    frechet_estimate,
+    mean_estimate,
+    share_estimate,
+    variation_estimate,
+)
 from stack.evaluate.frechet import Moments, frechet_distance
 
 
@@ -123,3 +129,16 @@ def test_nothing_to_resample() -> None:
         mean_estimate(torch.zeros(0))
     with pytest.raises(ValueError, match="two samples"):
         frechet_estimate(torch.zeros(1, 3), moments(cloud(10, 3, 0)))
+
+
+def test_a_variations_interval_is_where_other_samples_fall() -> None:
+    """2000 draws of three classes against equal shares: as wide as the spread of 300 repeats."""
+    shares = torch.tensor([0.45, 0.3, 0.25], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.multinomial(shares, 2000, True, generator=generator) for _ in range(300)]
+    found = [variation_estimate(row, torch.ones(3), resamples=100) for row in rows]
+    values = np.array([one.value for one in found])
+    reach = np.mean([(one.high - one.low) / 2 for one in found])
+    assert values.mean() == pytest.approx(0.45 - 1 / 3, abs=0.003)
+    assert reach == pytest.approx(1.96 * values.std(), rel=0.15)
+    assert found[0] == variation_estimate(rows[0], torch.ones(3), resamples=100)

@@ -15,7 +15,7 @@ from stack.evaluate.features import load_judge, save_judge
 from stack.sample.generate import generate
 from stack.train.build_pictures import teacher_and_student
 from tests.cli.refusal import refused
-from tests.pipeline import World, recipe_fields, write_recipe
+from tests.pipeline import World, recipe_fields, run_stack, write_recipe
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,9 @@ def test_a_run_is_measured(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert 0 <= row["mode_tv"] <= 1
         assert 0 <= row["recall"] <= 1
         assert row["images_per_second"] > 0
+        for measure, interval in row["intervals"].items():
+            assert interval["low"] <= row[measure] == interval["value"] <= interval["high"]
+        assert set(row["intervals"]) == set(row) - {"nfe", "images_per_second", "intervals"}
         assert f"{row['frechet_distance']:.3f}" in told
     ratio = found["student"]["images_per_second"] / found["teacher"]["images_per_second"]
     assert found["speedup"] == pytest.approx(ratio)
@@ -47,6 +50,30 @@ def test_a_run_is_measured(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert max(map(len, lines)) <= 80
     assert main(["report", str(run)]) == 0
     assert f"{found['student']['frechet_distance']:.3f}" in (run / "report.html").read_text()
+
+
+def test_the_teacher_by_both_samplers_or_not_at_all(run: Path) -> None:
+    assert main(["evaluate", str(run), "--samples", "20", "--teacher", "sde", "ode"]) == 0
+    found = json.loads((run / "evaluation.json").read_text())
+    assert found["teacher_sampler"] == "ancestral, 4 steps, guidance 1.75"
+    assert found["teacher"]["frechet_distance"] != found["teacher_ode"]["frechet_distance"]
+    assert main(["evaluate", str(run), "--samples", "20", "--teacher", "none"]) == 0
+    alone = json.loads((run / "evaluation.json").read_text())
+    assert "teacher" not in alone
+    assert alone["student"]["frechet_distance"] == found["student"]["frechet_distance"]
+
+
+@pytest.mark.slow
+def test_two_ranks_measure_as_one(run: Path, tmp_path: Path) -> None:
+    for processes in ("1", "2"):
+        command = ["evaluate", str(run), "--samples", "40", "--processes", processes]
+        done = run_stack(*command, "--json", str(tmp_path / f"{processes}.json"))
+        assert done.returncode == 0, done.stderr
+    one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in "12")
+    assert (one["processes"], two["processes"]) == (1, 2)
+    for name in ("teacher", "student"):
+        distances = (found[name]["frechet_distance"] for found in (one, two))
+        assert next(distances) == pytest.approx(next(distances), rel=1e-3)
 
 
 def test_a_judge_of_other_pictures_is_trained_anew(
@@ -58,10 +85,10 @@ def test_a_judge_of_other_pictures_is_trained_anew(
         assert ("training the judge" in capsys.readouterr().out) == message
     path = tmp_path / "judge.safetensors"
     judge = load_judge(path)
-    judge.fingerprint = "0" * 64
+    judge.trained_on = "0" * 64
     save_judge(judge, path)
     assert main(["evaluate", str(copied), "--samples", "10"]) == 0
-    assert load_judge(path).fingerprint != judge.fingerprint
+    assert load_judge(path).trained_on != judge.trained_on
 
 
 def test_too_few_samples(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
 from stack.evaluate.frechet import Moments, frechet_distance
-from stack.evaluate.reference import folder_source, load_reference, reference, shards_source
+from stack.evaluate.reference import (
+    folder_source,
+    load_foreign,
+    load_reference,
+    reference,
+    shards_source,
+    squares,
+)
 from stack.util.errors import UserError
 from tests.evaluate.networks import Means, pictures
 from tests.pipeline import SAMPLES, World
@@ -151,3 +159,41 @@ def test_mistakes_are_one_line(photos: Path, tmp_path: Path) -> None:
     for name, told in (("none.st", "no such file"), ("text", "not a safe"), ("foreign", "format")):
         with pytest.raises(UserError, match=told):
             load_reference(tmp_path / name, Means())
+
+
+def test_generated_pictures_are_brought_to_a_size_as_real_ones(tmp_path: Path) -> None:
+    images = pictures(3, 48, 40)
+    for number, one in enumerate(images):
+        Image.fromarray(one.permute(1, 2, 0).numpy()).save(tmp_path / f"{number}.png")
+    extractor = Means()
+    real = reference(folder_source(tmp_path), extractor, tmp_path / "r", resolution=16)
+    assert real.features is not None
+    made = squares(images, 16)
+    assert made.shape == (3, 3, 16, 16)
+    assert torch.equal(extractor(made), real.features)
+    assert squares(made, 16) is made
+
+
+def test_statistics_of_another_program(tmp_path: Path) -> None:
+    """Their distance is that of the moments that they are of; other files are refused."""
+    extractor = Means()
+    features = extractor(pictures(40, seed=1)).double()
+    own = Moments(extractor.dim).update(features)
+    mean, covariance = own.finalize()
+    np.savez(tmp_path / "real.npz", mu=mean.numpy(), sigma=covariance.numpy())
+    found = load_foreign(tmp_path / "real.npz", extractor)
+    assert found.features is None
+    other = Moments(extractor.dim).update(extractor(pictures(30, seed=2)))
+    wanted = frechet_distance(other, own)
+    assert frechet_distance(other, found.moments()) == pytest.approx(wanted, rel=1e-9)
+    np.savez(tmp_path / "narrow.npz", mu=mean.numpy()[:3], sigma=covariance.numpy())
+    np.savez(tmp_path / "named.npz", mean=mean.numpy())
+    np.savez(tmp_path / "pickled.npz", mu=np.array([{}], object), sigma=covariance.numpy())
+    (tmp_path / "text.npz").write_text("x")
+    for name, told in (
+        ("none", "no such file"),
+        ("narrow", r"mu \(3,\) and sigma \(6, 6\), but means has 6 features"),
+        *((name, "not an npz file with mu and sigma") for name in ("named", "pickled", "text")),
+    ):
+        with pytest.raises(UserError, match=told):
+            load_foreign(tmp_path / f"{name}.npz", extractor)

@@ -7,7 +7,7 @@ import torch
 
 from stack.evaluate.prompts import STYLES, Prompts
 from stack.evaluate.stored import BlockStore
-from stack.evaluate.suites import SUITES, captions_suite, draw, noise
+from stack.evaluate.suites import SUITES, captions_suite, class_prompts, draw, sample_seed
 from stack.nets.sd15 import SDDenoiser, load_schedule, load_unet
 from stack.nets.text import load_text
 from stack.nets.vae import load_vae
@@ -33,7 +33,8 @@ def test_suites_can_be_compared_with_published_figures(name: str) -> None:
     suite = SUITES[name]
     assert suite.published
     assert set(suite.published) <= set(datasets())
-    assert suite.source.startswith("https://")
+    assert suite.source.startswith("https://") == (suite.classes is None)
+    assert bool(suite.real) == ("frechet_distance" in suite.measures)
     assert (suite.per_prompt > 1) == ("in_batch_similarity" in suite.measures)
     measured = set(suite.measures) | ({"latency_seconds"})
     measured |= {f"hps_{style}" for style in STYLES if "hps_score" in suite.measures}
@@ -49,19 +50,39 @@ def test_a_captions_file_is_measured_too() -> None:
 @pytest.mark.parametrize("batch", [1, 3, 7, 50])
 def test_noise_is_bit_identical_at_any_batch_size(model: TextToImage, batch: int) -> None:
     places = torch.arange(50)
-    whole = noise(model, 5, places)
-    parts = torch.cat([noise(model, 5, part) for part in places.split(batch)])
-    assert torch.equal(parts, whole)
-    assert torch.equal(whole, model.noise(5, places))
+    for step in (0, 3):
+        whole = model.noise(5, places, step)
+        parts = torch.cat([model.noise(5, part, step) for part in places.split(batch)])
+        assert torch.equal(parts, whole)
 
 
 def test_noise_is_of_the_place_the_sample_and_the_seed(model: TextToImage) -> None:
     places = torch.tensor([7, 3, 30_000])
-    first = noise(model, 0, places)
-    assert torch.equal(first[1], noise(model, 0, torch.tensor([3]))[0])
-    for other in (noise(model, 0, places, sample=1), noise(model, 1, places)):
+    first = model.noise(sample_seed(0, 0), places)
+    assert torch.equal(first, model.noise(0, places))
+    assert torch.equal(first[1], model.noise(0, torch.tensor([3]))[0])
+    others = [
+        model.noise(sample_seed(0, 1), places),
+        model.noise(1, places),
+        model.noise(0, places, step=1),
+    ]
+    for other in others:
         assert (other != first).float().mean() > 0.99
-    assert abs(float(noise(model, 0, torch.arange(500)).std()) - 1) < 0.02
+    assert abs(float(model.noise(0, torch.arange(500)).std()) - 1) < 0.02
+
+
+def test_classes_come_in_equal_shares_and_a_subset_is_the_beginning() -> None:
+    whole = class_prompts(50, 10)
+    assert {whole.captions.count(str(number)) for number in range(10)} == {5}
+    some = SUITES["cifar10"].conditions(None, 20, seed=3)
+    assert some.captions == whole.captions[:20]
+    assert torch.equal(some.indices, whole.indices[:20])
+    assert len(SUITES["imagenet64"].conditions(None, None, 0)) == 50_000
+
+
+def test_a_suite_of_captions_takes_as_many_as_it_says(prompts: Prompts) -> None:
+    assert len(SUITES["coco30k"].conditions(prompts, None, 0)) == len(prompts)
+    assert len(SUITES["coco30k"].conditions(prompts, 7, 0)) == 7
 
 
 @pytest.mark.parametrize("batch", [1, 5, 32])

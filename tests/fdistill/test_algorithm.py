@@ -175,7 +175,10 @@ def test_roles_draw_distinct_noise() -> None:
 def test_figures_carry_no_graph() -> None:
     figures, _ = make().iteration(0, micro_batches(2))
     assert not any(value.requires_grad for value in figures.values())
-    assert {"gap", "log_r", "h", "t"} == {n for n, v in figures.items() if v.shape == (BATCH,)}
+    assert {n for n, v in figures.items() if v.shape == (BATCH,)} == {
+        *("gap", "log_r", "h", "t"),
+        *("logit/real", "logit/fake", "t/gan"),
+    }
     assert {n for n in figures if n.startswith("grad/")} == {
         "grad/student",
         "grad/fake",

@@ -97,7 +97,7 @@ def test_features_suit_a_vector_head(network: toy.MixtureDenoiser | toy.SkewedDe
     assert torch.equal(x0, network(x_t, t, NOTHING))
     assert (x0.requires_grad, both.requires_grad) == (False, True)
     assert alone.abs().max() < 5
-    assert VectorHead(toy.FEATURE_CHANNELS, 8)(alone).shape == (6, 1)
+    assert VectorHead(network.feature_channels, 8)(alone).shape == (6, 1)
 
 
 def test_diffused_student_and_data_agree_at_the_last_time() -> None:

@@ -31,6 +31,7 @@ CASES: dict[str, tuple[list[dict[str, Any]], list[int], list[int]]] = {
         [10, 20, 30],
         [10, 20],
     ),
+    "two rows of one iteration": ([*rows(10, 20), *rows(20, 30)], [10, 20, 30], []),
     "without a word": ([*rows(10, 20, 30), *rows(20, 30)], [10, 20, 30], [19]),
     "resumed before anything was logged": ([resume(5), *rows(10)], [10], []),
     "stopped": ([*rows(10), {"event": "stopped by SIGTERM", "step": 12}, *rows(20)], [10, 20], []),
@@ -46,6 +47,15 @@ def test_abandoned_rows_are_dropped(name: str, tmp_path: Path) -> None:
     assert [row["step"] for row in history.rows] == steps
     assert history.restarts == restarts
     assert history.torn == 0
+
+
+def test_two_rows_of_one_iteration_are_one(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    logged = [*rows(10, 20), {"step": 20, "quick/frechet_distance": 0.5}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in logged))
+    history = read_history(path)
+    assert history.rows[-1] == {"step": 20, "loss": 1.0, "quick/frechet_distance": 0.5}
+    assert history.restarts == []
 
 
 def test_the_later_attempt_is_the_one_kept(tmp_path: Path) -> None:

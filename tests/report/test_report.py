@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from stack.report.panels import PANELS
-from stack.report.report import duration, write_report
+from stack.report.report import write_report
+from stack.report.sections import duration
 from stack.util.errors import UserError
 
 RECIPE = """\
@@ -44,7 +45,8 @@ def metrics(steps: int = 40) -> list[dict[str, Any]]:
     for i in range(1, steps + 1):
         row = {"step": 10 * i, "time": 1.5 * i, "skipped": 0, "images_per_second": 300.0 + i}
         row |= {"loss/fake": 1 / i, "loss/discriminator": 1.3, "grad/fake": 0.5, "lr/fake": 1e-4}
-        row |= {"data_wait": 0.02, "discriminator/accuracy": 0.6}
+        row |= {"data_wait": 0.02, "discriminator/accuracy": 0.6, "latent/drift": 0.1}
+        row |= {"similarity/fake": 0.2, "similarity/real": 0.1, "quick/frechet_distance": 2 / i}
         if i % 2 == 0:
             row |= {"loss/gap": 0.5, "r/p10": 0.2, "r/p50": 1.0, "r/p90": 4.0, "r/clipped": 0.01}
             row |= {"h/p10": 0.5, "h/p50": 1.0, "h/p90": 1.5, "h/variance": 0.1, "gap/mean": 0.2}

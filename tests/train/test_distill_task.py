@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -35,6 +36,9 @@ CRITIC_KEYS = {
     "loss/discriminator",
     "loss/r1",
     "discriminator/accuracy",
+    "latent/drift",
+    "similarity/real",
+    "similarity/fake",
     "grad/fake",
     "grad/heads",
 }
@@ -114,10 +118,12 @@ def test_run(tmp_path: Path, world: World, overrides: list[str]) -> None:
             for name, turn in (("student", student), ("fake", critics), ("heads", critics))
             if turn
         }
-        assert row.keys() == RATES | (STUDENT_KEYS if student else set()) | (
+        tables = {key for key in row if key.startswith(("levels/", "h/variance/"))}
+        assert bool(tables & {"levels/h", "levels/r_counts", "levels/h_counts"}) == student
+        assert row.keys() - tables == RATES | (STUDENT_KEYS if student else set()) | (
             CRITIC_KEYS if critics else set()
         )
-        assert all(math.isfinite(value) for value in row.values())
+        assert all(math.isfinite(row[key]) for key in row.keys() - tables)
         if student:
             assert (row["h/variance"] == 0) == bool(no_weights)
     assert all(value.dtype is torch.float32 for value in weights(job.task)["student"].values())
@@ -165,9 +171,13 @@ def test_accumulation_changes_nothing_but_rounding(
     rows, tensors = runs[1]
     for other_rows, other in (runs[2], runs[4]):
         for row, expected in zip(other_rows, rows, strict=True):
-            assert row == {
-                name: pytest.approx(v, rel=2e-3, abs=1e-6) for name, v in expected.items()
-            }
+            assert row.keys() == expected.keys()
+            for name, value in expected.items():
+                found, value = (np.array(v, dtype=float) for v in (row[name], value))
+                # A sample on an edge of two classes may be counted in either.
+                atol = 1.0 if name.endswith(("_counts", "/calibration")) else 1e-6
+                atol = 1e-3 if name == "levels/h" else atol
+                np.testing.assert_allclose(found, value, rtol=2e-3, atol=atol, err_msg=name)
         for name, value in tensors.items():
             assert torch.allclose(other[name], value, rtol=1e-3, atol=1e-6), name
 

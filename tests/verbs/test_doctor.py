@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 import torch
 
+from stack.cli import main
 from stack.config.load import load_recipe
 from stack.parallel.launch import launch
 from stack.verbs import doctor_machine
 from stack.verbs.doctor import doctor
 from stack.verbs.doctor_findings import attempt
 from stack.verbs.doctor_networks import attention_shapes, checkpoint_bytes
+from tests.edm_world import EdmWorld, distill_fields, make_edm_world, pretrain_edm_fields
 from tests.pipeline import (
     World,
     copy,
@@ -30,7 +32,8 @@ from tests.pipeline import (
 )
 
 CHECKS = (
-    *("machine", "packages", "teacher", "attention", "data", "space", "layout", "collectives"),
+    *("machine", "packages", "teacher", "metrics", "attention", "data", "space", "layout"),
+    "collectives",
 )
 Fields = dict[str, Any]
 
@@ -63,11 +66,21 @@ RECIPES: dict[str, Callable[[World], Fields]] = {
 }
 
 
-@pytest.mark.parametrize("name", RECIPES)
+EDM_RECIPES: dict[str, Callable[[EdmWorld], Fields]] = {
+    "edm": distill_fields,
+    "pretrain edm": pretrain_edm_fields,
+}
+
+
+@pytest.mark.parametrize("name", [*RECIPES, *EDM_RECIPES])
 def test_all_is_well(
     name: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, result = check(tmp_path, RECIPES[name](world))
+    if name in RECIPES:
+        fields = RECIPES[name](world)
+    else:
+        fields = EDM_RECIPES[name](make_edm_world(tmp_path / "edm"))
+    code, result = check(tmp_path, fields)
     out = capsys.readouterr().out
     assert (code, result["ok"], result["ranks"]) == (0, True, 1), out
     assert tuple(result["checks"]) == CHECKS
@@ -206,6 +219,26 @@ def test_a_checkpoint_is_as_large_as_foretold(world: World, tmp_path: Path) -> N
     tensors, _ = state_of(run)
     size = sum(value.nbytes for value in tensors.values())
     assert checkpoint_bytes(load_recipe(run / "recipe.yaml")) == pytest.approx(size, rel=0.03)
+
+
+@pytest.mark.parametrize("job", ["distill", "pretrain"])
+def test_a_checkpoint_of_an_edm_network_is_as_large_as_foretold(tmp_path: Path, job: str) -> None:
+    world = make_edm_world(tmp_path / "edm")
+    fields = distill_fields(world) if job == "distill" else pretrain_edm_fields(world)
+    assert main([job, str(write_recipe(tmp_path, fields))]) == 0
+    tensors, _ = state_of(tmp_path / "run")
+    size = sum(value.nbytes for name, value in tensors.items() if not name.startswith("rng"))
+    recipe = load_recipe(tmp_path / "run" / "recipe.yaml")
+    assert checkpoint_bytes(recipe) == pytest.approx(size, rel=0.03)
+
+
+def test_an_edm_network_that_is_not_there(tmp_path: Path) -> None:
+    world = make_edm_world(tmp_path / "edm")
+    (world.teacher / "network.safetensors").unlink()
+    _, result = check(tmp_path, distill_fields(world))
+    told = [text for name, text in failures(result) if name == "teacher"]
+    assert told
+    assert "network.safetensors: no such file" in told[0]
 
 
 def test_attention_layers_come_from_the_configurations(world: World, tmp_path: Path) -> None:

@@ -1,0 +1,211 @@
+"""Tables of an ablation: mean and spread over seeds, and each cell against its baseline, paired by
+seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import exp, isfinite, log, nan, pi, sqrt
+from typing import Any, Literal
+
+import numpy as np
+
+Cell = tuple[str, ...]
+Scores = Mapping[Cell, Mapping[int, Mapping[str, float]]]
+"""Cell -> seed -> metric -> value; what is not there yet is left out."""
+
+_LEVEL = 0.95
+_RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean over seeds with its sample standard deviation (nan of one value)."""
+
+    mean: float
+    deviation: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A cell against its baseline on the same seeds: geometric mean of ratios, or mean of
+    differences, with a 95 % interval (nan of one pair)."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Raises: ValueError: no values."""
+    if not values:
+        raise ValueError("no values, no mean")
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else nan
+    return Spread(float(np.mean(values)), deviation, len(values))
+
+
+def paired(
+    ours: Mapping[int, float],
+    base: Mapping[int, float],
+    *,
+    ratio: bool = True,
+    method: Literal["t", "bootstrap"] = "t",
+) -> Paired | None:
+    """Compare values by seed; None where no seed has both.
+
+    Raises:
+        ValueError: a ratio of values that are not above zero.
+    """
+    pairs = [(ours[seed], base[seed]) for seed in sorted(ours.keys() & base.keys())]
+    if not pairs:
+        return None
+    if ratio and min(map(min, pairs)) <= 0:
+        raise ValueError("ratios need values above zero; compare differences")
+    differences = np.array([log(a) - log(b) if ratio else a - b for a, b in pairs])
+    centre, n = float(differences.mean()), len(pairs)
+    low, high = _interval(differences, method) if n > 1 else (nan, nan)
+    ends = (exp(centre), exp(low), exp(high)) if ratio else (centre, low, high)
+    return Paired(*ends, n)
+
+
+def _interval(values: np.ndarray, method: str) -> tuple[float, float]:
+    tail = (1 - _LEVEL) / 2
+    if method == "bootstrap":
+        draws = np.random.default_rng(0).integers(len(values), size=(_RESAMPLES, len(values)))
+        low, high = np.quantile(values[draws].mean(1), [tail, 1 - tail])
+        return float(low), float(high)
+    half = t_quantile(1 - tail, len(values) - 1) * values.std(ddof=1) / sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def t_quantile(p: float, degrees: int) -> float:
+    """Quantile of Student's t, p > 1/2, by bisection of Abramowitz & Stegun 26.7.3 and 26.7.4."""
+    low, high = 0.0, 1.0
+    while _t_within(high, degrees) < 2 * p - 1:
+        high *= 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_within(middle, degrees) < 2 * p - 1 else (low, middle)
+    return (low + high) / 2
+
+
+def _t_within(t: float, degrees: int) -> float:
+    """P(|T| < t) in closed form: a finite series in the cosine of theta = atan(t / sqrt(n))."""
+    theta = np.arctan(t / sqrt(degrees))
+    cosine, sine = float(np.cos(theta)), float(np.sin(theta))
+    odd = degrees % 2
+    term, total = (cosine, 0.0) if odd else (1.0, 0.0)
+    for k in range(2 + odd, degrees + 1, 2):
+        total += term
+        term *= (k - 1) / k * cosine**2
+    if odd:
+        return 2 / pi * (float(theta) + sine * total)
+    return sine * total
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a table is of.
+
+    Args:
+        axes: axis -> its values. base: cell -> the cell it is compared with. metrics: in order.
+        ratio, method: as :func:`paired` takes them.
+    """
+
+    axes: Mapping[str, Sequence[str]]
+    base: Mapping[Cell, Cell]
+    metrics: Sequence[str]
+    ratio: bool = True
+    method: Literal["t", "bootstrap"] = "t"
+
+    @property
+    def cells(self) -> list[Cell]:
+        return list(product(*self.axes.values()))
+
+
+def of_metric(scores: Scores, cell: Cell, metric: str) -> dict[int, float]:
+    """Seed -> value."""
+    return {s: row[metric] for s, row in scores.get(cell, {}).items() if metric in row}
+
+
+def result_rows(layout: Layout, scores: Scores) -> Iterator[dict[str, Any]]:
+    """One row per cell and metric that there is a value of, as in table.csv."""
+    for cell in layout.cells:
+        for metric in layout.metrics:
+            ours = of_metric(scores, cell, metric)
+            if not ours:
+                continue
+            found, against = spread(list(ours.values())), _against(layout, scores, cell, metric)
+            yield {
+                **dict(zip(layout.axes, cell, strict=True)),
+                "metric": metric,
+                "mean": found.mean,
+                "deviation": _finite(found.deviation),
+                "seeds": found.count,
+                "baseline": " / ".join(layout.base[cell]),
+                "compared": against.value if against else None,
+                "low": _finite(against.low) if against else None,
+                "high": _finite(against.high) if against else None,
+                "pairs": against.count if against else 0,
+            }
+
+
+def _finite(value: float) -> float | None:
+    """None, an empty cell, for what one seed cannot tell."""
+    return value if isfinite(value) else None
+
+
+def _against(layout: Layout, scores: Scores, cell: Cell, metric: str) -> Paired | None:
+    base = layout.base[cell]
+    if base == cell:
+        return None
+    ours, theirs = (of_metric(scores, which, metric) for which in (cell, base))
+    return paired(ours, theirs, ratio=layout.ratio, method=layout.method)
+
+
+def markdown(title: str, layout: Layout, scores: Scores, *, notes: Sequence[str] = ()) -> str:
+    """A table per metric: rows are the first axis, columns the combinations of the others."""
+    seeds = sorted({seed for rows in scores.values() for seed in rows})
+    kind = "ratio" if layout.ratio else "difference"
+    lines = [
+        f"# {title}",
+        "",
+        f"Mean ± standard deviation over seeds {', '.join(map(str, seeds)) or '(none yet)'}; "
+        f"below it the {kind} to the baseline on the same seeds with its 95 % interval "
+        f"({'Student’s t' if layout.method == 't' else 'bootstrap'}).",
+        *(f"{note}" for note in notes),
+    ]
+    first, *others = layout.axes
+    columns = list(product(*(layout.axes[axis] for axis in others)))
+    for metric in layout.metrics:
+        heads = [" / ".join(column) or metric for column in columns]
+        lines += ["", f"## {metric}", "", f"| {first} | " + " | ".join(heads) + " |"]
+        lines.append("|---" * (len(columns) + 1) + "|")
+        for value in layout.axes[first]:
+            cells = [_told(layout, scores, (value, *column), metric) for column in columns]
+            lines.append(f"| {value} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _told(layout: Layout, scores: Scores, cell: Cell, metric: str) -> str:
+    values = list(of_metric(scores, cell, metric).values())
+    if not values:
+        return "–"
+    found = spread(values)
+    text = f"{found.mean:.4g}"
+    if len(values) > 1:
+        text += f" ± {found.deviation:.2g}"
+    if layout.base[cell] == cell:
+        return f"{text}<br>baseline"
+    against = _against(layout, scores, cell, metric)
+    if against is None:
+        return text
+    form = "×{:.3f}".format if layout.ratio else "{:+.4g}".format
+    ends = "{:.3f}".format if layout.ratio else "{:+.4g}".format
+    told = form(against.value)
+    if against.count > 1:
+        told += f" [{ends(against.low)}, {ends(against.high)}]"
+    return f"{text}<br>{told}"

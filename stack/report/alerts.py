@@ -1,0 +1,187 @@
+"""Signs that a distillation goes wrong, a table row each; told in log, status and report."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stack.report.history import Curve, History
+
+Verdict = str | None
+"""What is wrong, in a few words; None if nothing is."""
+
+_LONG = 20
+"""Logged rows that make "for long"."""
+_SHORT = 3
+"""Quick evaluations, of which there are few, whose median is the present value."""
+_KEPT = 2000
+"""Rows of each figure that a run remembers while it trains."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One sign.
+
+    Args:
+        name: of the alert. figure: that is logged, and looked at.
+        judge: says what is wrong with the figure's curve so far.
+    """
+
+    name: str
+    figure: str
+    judge: Callable[[Curve], Verdict]
+
+
+def stays(bound: float, words: str, *, above: bool = True) -> Callable[[Curve], Verdict]:
+    """Whether every one of the last _LONG values is at or beyond a bound; words take their
+    mean and the first iteration of them."""
+
+    def judge(curve: Curve) -> Verdict:
+        last = curve.values[-_LONG:]
+        if len(last) < _LONG or not ((last >= bound) if above else (last <= bound)).all():
+            return None
+        return words.format(last.mean(), int(curve.steps[-_LONG]))
+
+    return judge
+
+
+def rises(by: float, words: str, *, window: int = _LONG) -> Callable[[Curve], Verdict]:
+    """Whether the median of the last values is so far above that of an earlier window; words take
+    the lowest, its iteration, and the present one."""
+    return _moves(lambda now, lowest: now >= lowest + by, words, window, sign=1)
+
+
+def falls(to: float, words: str, *, window: int = _LONG) -> Callable[[Curve], Verdict]:
+    """Whether it is at most this share of the highest before; words as for :func:`rises`."""
+    return _moves(lambda now, highest: now <= to * highest, words, window, sign=-1)
+
+
+def grows(to: float, words: str, *, window: int = _LONG) -> Callable[[Curve], Verdict]:
+    """Whether it is at least so many times the lowest before; words as for :func:`rises`."""
+    return _moves(lambda now, lowest: now >= to * lowest, words, window, sign=1)
+
+
+def _moves(
+    wrong: Callable[[float, float], bool], words: str, window: int, *, sign: int
+) -> Callable[[Curve], Verdict]:
+    def judge(curve: Curve) -> Verdict:
+        if len(curve.values) < 2 * window:
+            return None
+        sliding = np.lib.stride_tricks.sliding_window_view(curve.values, window)
+        medians = np.median(sliding, axis=1)
+        earlier = sign * medians[: -window or None]
+        at = int(earlier.argmin())
+        best, now = float(medians[at]), float(medians[-1])
+        if not wrong(now, best):
+            return None
+        return words.format(best, int(curve.steps[at + window - 1]), now)
+
+    return judge
+
+
+RULES = (
+    Rule(
+        "mode loss",
+        "similarity/fake",
+        rises(
+            0.1,
+            "samples of a batch have grown alike: mean cosine {0:.2f} at iteration {1}, "
+            "{2:.2f} now; modes may be getting lost",
+        ),
+    ),
+    Rule(
+        "mode loss",
+        "quick/in_batch_similarity",
+        rises(
+            0.05,
+            "in-batch similarity has risen from {0:.2f} at iteration {1} to {2:.2f}; modes may "
+            "be getting lost",
+            window=_SHORT,
+        ),
+    ),
+    Rule(
+        "mode loss",
+        "quick/mode_entropy",
+        falls(
+            0.9,
+            "the entropy of modes has fallen from {0:.2f} at iteration {1} to {2:.2f}; modes are "
+            "getting lost",
+            window=_SHORT,
+        ),
+    ),
+    Rule(
+        "quality falls",
+        "quick/frechet_distance",
+        grows(
+            1.5,
+            "the quick Frechet distance was {0:.3g} at iteration {1} and is {2:.3g} now",
+            window=_SHORT,
+        ),
+    ),
+    Rule(
+        "h at its clips",
+        "r/clipped",
+        stays(
+            0.5,
+            "{0:.0%} of the ratios have been at r_min or r_max since iteration {1}: h is stuck, "
+            "and so is what the divergence can tell",
+        ),
+    ),
+    Rule(
+        "discriminator saturated",
+        "discriminator/accuracy",
+        stays(
+            0.98,
+            "the discriminator has been right {0:.1%} of the time since iteration {1}: its ratio "
+            "says little; raise gan.r1_gamma or lower optim.heads.lr",
+        ),
+    ),
+    Rule(
+        "colours drift",
+        "latent/drift",
+        stays(
+            1.0,
+            "the mean of the student's samples has been {0:.1f} standard deviations from the "
+            "data's since iteration {1}: colours drift",
+        ),
+    ),
+)
+FIGURES = tuple(dict.fromkeys(rule.figure for rule in RULES))
+"""What the rules look at."""
+
+
+def alerts(history: History) -> list[tuple[str, str]]:
+    """Name and words of every sign that the end of a log shows."""
+    found = _judge({name: history.curve(name) for name in FIGURES})
+    return [(rule.name, words) for rule, words in found]
+
+
+class Watch:
+    """The same while a run logs: tells each sign when it begins."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, deque[tuple[int, float]]] = {
+            name: deque(maxlen=_KEPT) for name in FIGURES
+        }
+        self._on: set[Rule] = set()
+
+    def look(self, step: int, row: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """Take in a logged row; the signs that are there now and were not a row before."""
+        fresh = [name for name in FIGURES if np.isfinite(row.get(name, np.nan))]
+        for name in fresh:
+            self._seen[name].append((step, float(row[name])))
+        curves = {name: Curve(*np.array(self._seen[name], float).T) for name in fresh}
+        found = _judge(curves)
+        new = [(rule.name, words) for rule, words in found if rule not in self._on]
+        self._on = {rule for rule in self._on if rule.figure not in curves}
+        self._on |= {rule for rule, _ in found}
+        return new
+
+
+def _judge(curves: Mapping[str, Curve]) -> list[tuple[Rule, str]]:
+    judged = ((rule, rule.judge(curves[rule.figure])) for rule in RULES if rule.figure in curves)
+    return [(rule, words) for rule, words in judged if words]

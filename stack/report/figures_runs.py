@@ -1,0 +1,229 @@
+"""Figures of trained runs: score difference beside h (Fig. 2, 5), and curves of several runs over
+iterations (Fig. 4b, 7, 9). What is drawn comes as arrays; nothing here knows networks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from stack.report.canvas import COLOURS, INK, MUTED, canvas, ruled, write
+from stack.report.curves import binned, plain_number, smooth, thin
+from stack.report.history import Curve, History
+
+_SPAN = 25
+"""A moving average is over one 25th of what it smooths."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """A plane of diffused points, and what the networks say there (Fig. 2).
+
+    Args:
+        x, y: (G,) grid. density: (G, G) of the diffused data, rows along y.
+        gap: (G, G) length of the score difference. h: (G, G) weights of mean 1 under the student.
+        samples: (N, 2) diffused student samples. weighting: what h is of. level: the noise's name.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    density: np.ndarray
+    gap: np.ndarray
+    h: np.ndarray
+    samples: np.ndarray
+    weighting: str
+    level: str
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Generated samples of one run (Fig. 5): arrays (N,) of gap, h, t and log r."""
+
+    gap: np.ndarray
+    h: np.ndarray
+    t: np.ndarray
+    log_r: np.ndarray
+
+
+def score_gap_map(out: Path, field: Field) -> list[Path]:
+    """Draw Fig. 2: score difference and h side by side, over contours of the data's density.
+
+    Returns: the files written: PNG, SVG, CSV with x, y, density, score_difference, h.
+    """
+    density = field.density / field.density.max()
+    with canvas(9.4, 4.3) as figure:
+        panels = figure.subplots(1, 2, sharex=True, sharey=True)
+        shown = [
+            (field.gap, "|score of teacher − fake score|", "magma_r", (0.5, 99.5)),
+            (field.h, f"h, {field.weighting}", "viridis", (2, 100)),
+        ]
+        for axes, (values, title, colours, ends) in zip(panels, shown, strict=True):
+            low, high = np.percentile(values, ends)
+            norm = LogNorm(max(low, high / 1e3), high)
+            mesh = axes.pcolormesh(
+                field.x, field.y, values, cmap=colours, norm=norm, rasterized=True
+            )
+            axes.contour(
+                field.x, field.y, density, levels=[0.02, 0.2, 0.6], colors="white", linewidths=1.1
+            )
+            axes.scatter(
+                *field.samples.T, s=2, color=INK, alpha=0.35, linewidths=0, rasterized=True
+            )
+            axes.set(title=title, xlim=(field.x[0], field.x[-1]), ylim=(field.y[0], field.y[-1]))
+            axes.set(xticks=[], yticks=[])
+            axes.set_box_aspect(1)
+            bar = figure.colorbar(mesh, ax=axes, shrink=0.85, format=FuncFormatter(_plain))
+            bar.ax.minorticks_off()
+            bar.outline.set_visible(False)  # type: ignore[operator]
+        figure.supxlabel(
+            f"{field.level}; white: 2, 20 and 60 % of the data’s highest density; dots: student",
+            fontsize=10,
+            color=MUTED,
+        )
+        columns = ["x", "y", "density", "score_difference", "h"]
+        return write(figure, out, columns, _plane(field))
+
+
+def _plane(field: Field) -> Iterator[tuple[float, ...]]:
+    for row, y in enumerate(field.y):
+        for column, x in enumerate(field.x):
+            values = (plane[row, column] for plane in (field.density, field.gap, field.h))
+            yield float(x), float(y), *map(float, values)
+
+
+def sorted_samples(out: Path, runs: Mapping[str, Samples]) -> list[Path]:
+    """Draw Fig. 5: samples sorted by score difference, and their normalised h; a column per run.
+
+    Returns: the files written: PNG, SVG, CSV with run, rank, score_difference, h, t, log_r.
+    """
+    with canvas(max(5.0, 4.2 * len(runs) + 0.4), 4.4) as figure:
+        grid = figure.subplots(2, len(runs), squeeze=False, sharex="col", height_ratios=(2, 3))
+        rows: list[tuple[Any, ...]] = []
+        for (above, below), (name, found) in zip(grid.T, runs.items(), strict=True):
+            order = np.argsort(found.gap)
+            gap, h = found.gap[order], found.h[order]
+            rank = np.arange(1, len(order) + 1)
+            above.fill_between(rank, gap, color=COLOURS[0], alpha=0.25, lw=0)
+            above.plot(rank, gap, color=COLOURS[0])
+            above.set(title=name, ylim=(0, 1.05 * np.quantile(gap, 0.999)))
+            below.scatter(rank, h, s=3, color=COLOURS[1], alpha=0.25, linewidths=0, rasterized=True)
+            below.plot(rank, smooth(h, len(h) // _SPAN), color=INK)
+            below.set(ylim=(0, 1.05 * np.quantile(h, 0.995)), xlim=(0, len(rank)))
+            below.set_xlabel(f"{len(rank):,} samples by score difference")
+            below.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            below.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+            for axes in (above, below):
+                ruled(axes)
+            columns = (rank, gap, h, found.t[order], found.log_r[order])
+            rows += [(name, *(v.item() for v in row)) for row in zip(*columns, strict=True)]
+        grid[0, 0].set_ylabel("score difference")
+        grid[1, 0].set_ylabel("h, mean 1")
+        figure.align_ylabels()
+        told = "score difference: mean |x0 of fake score − x0 of teacher|; line: moving average"
+        if len(runs) == 1:
+            told = told.replace("; ", "\n")
+        figure.supxlabel(told, fontsize=10, color=MUTED)
+        header = ["run", "rank", "score_difference", "h", "t", "log_r"]
+        return write(figure, out, header, rows)
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """One pair of axes with a curve of each run.
+
+    Args:
+        figure: the logged figure. title: above. log: scale. exact: no noise to be smoothed.
+    """
+
+    figure: str
+    title: str
+    log: bool = False
+    exact: bool = False
+
+
+def overlaid(out: Path, panels: Sequence[Overlay], runs: Mapping[str, History]) -> list[Path]:
+    """Draw curves of several runs over iterations (Fig. 4b, 7, 9): raw faintly, and a moving
+    average, on a log scale of the logarithms. What is not above zero is left out there.
+
+    Panels of which no run logged anything are left out.
+
+    Returns: the files written: PNG, SVG, CSV with figure, run, iteration, value.
+    """
+    drawn = [panel for panel in panels if any(run.curve(panel.figure) for run in runs.values())]
+    columns = min(3, len(drawn))
+    lines = -(-len(drawn) // columns)
+    width = max(6.2, 4.0 * columns)
+    with canvas(width, 2.9 * lines + 0.5) as figure:
+        grid = figure.subplots(lines, columns, squeeze=False).flatten()
+        for axes, panel in zip(grid, drawn, strict=False):
+            for colour, run in zip(_colours(len(runs)), runs.values(), strict=True):
+                _trace(axes, run.curve(panel.figure), colour, panel)
+            _dress(axes, panel)
+        for axes in grid[len(drawn) :]:
+            axes.set_visible(False)
+        _legend(figure, list(runs))
+        return write(figure, out, ["figure", "run", "iteration", "value"], _log_rows(drawn, runs))
+
+
+def _trace(axes: Axes, curve: Curve, colour: str, panel: Overlay) -> None:
+    if panel.log:
+        above = curve.values > 0
+        curve = Curve(curve.steps[above], curve.values[above])
+    if not curve:
+        return
+    if panel.exact or len(curve.steps) < _SPAN:
+        axes.plot(curve.steps, curve.values, color=colour, marker="o", markersize=3)
+        return
+    raw, span = thin(curve), max(5, len(curve.steps) // _SPAN)
+    values = np.log(curve.values) if panel.log else curve.values
+    trend = binned(Curve(curve.steps, smooth(values, span)))
+    if panel.log:  # One spike would lift an arithmetic mean for as long as it is in the window.
+        trend = Curve(trend.steps, np.exp(trend.values))
+    axes.plot(raw.steps, raw.values, color=colour, alpha=0.22, linewidth=0.8)
+    axes.plot(trend.steps, trend.values, color=colour)
+
+
+def _dress(axes: Axes, panel: Overlay) -> None:
+    if panel.log:
+        axes.set_yscale("log")
+    axes.set_title(panel.title + (", log scale" if panel.log else ""))
+    axes.set_xlabel("iteration")
+    axes.set_xlim(left=0)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(_plain))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+    ruled(axes)
+
+
+def _legend(figure: Figure, names: list[str]) -> None:
+    lines = [
+        figure.axes[0].plot([], [], color=colour, label=name)[0]
+        for colour, name in zip(_colours(len(names)), names, strict=True)
+    ]
+    inches = 0.8 + 0.09 * max(map(len, names))
+    abreast = int(figure.get_figwidth() / inches)
+    figure.legend(handles=lines, loc="outside upper left", ncols=max(1, min(len(names), abreast)))
+
+
+def _colours(count: int) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(count)]
+
+
+def _log_rows(panels: Sequence[Overlay], runs: Mapping[str, History]) -> Iterator[tuple[Any, ...]]:
+    for panel in panels:
+        for name, run in runs.items():
+            curve = run.curve(panel.figure)
+            for step, value in zip(curve.steps, curve.values, strict=True):
+                yield panel.figure, name, int(step), float(value)
+
+
+def _plain(value: float, _: Any) -> str:
+    return plain_number(value)

@@ -1,0 +1,192 @@
+"""Composition of the distillation of an EDM network, and of its pretraining."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+
+from stack.config.edm import EdmPretrainRecipe, EdmTeacher
+from stack.config.schema import Compute, Data, DistillRecipe
+from stack.data.batch import BatchLoader
+from stack.data.index import MANIFEST
+from stack.data.stream import ShardStream
+from stack.diffusion.karras import KarrasSchedule, LogNormalSigmas
+from stack.nets.edm import EdmDenoiser, edm_network
+from stack.nets.edm_blocks import EdmConfig
+from stack.nets.edm_files import load_edm, save_edm
+from stack.nets.ema import EMA
+from stack.nets.heads import ConvHead, MultiHead
+from stack.nets.recompute import recompute
+from stack.parallel.collectives import ALONE, Ranks
+from stack.parallel.mesh import Layout
+from stack.sample.class_to_image import ClassToImage, grid_classes
+from stack.sample.grid import save_grid
+from stack.train.augment import AUGMENT_DIM
+from stack.train.build import Job, layout_of, stream_of
+from stack.train.build_algorithm import Networks, assemble, settle_teacher
+from stack.train.build_quick import quick_measure
+from stack.train.optim import adam_weights
+from stack.train.pretrain_edm import EdmTask
+from stack.train.sources import PixelSource
+from stack.util.errors import UserError
+
+_COLUMNS = 10
+"""Pictures in a row of a sample grid."""
+
+
+def build_edm(recipe: DistillRecipe, layout: Layout) -> Job:
+    """A distillation of an EDM network."""
+    assert isinstance(recipe.teacher, EdmTeacher)
+    assert recipe.data
+    networks = _networks(recipe, recipe.teacher, layout)
+    student = networks.student
+    assert isinstance(student, EdmDenoiser)
+    config = student.config
+    stream = stream_of(recipe.data, recipe.seed, ranks=layout.ranks)
+    _check_size(stream, config.img_resolution)
+    source = PixelSource(
+        _loader(recipe.data, stream, config.label_dim, layout.device),
+        classes=config.label_dim,
+        samples=recipe.batch_size,
+        accumulation=layout.micro_batches,
+        device=layout.device,
+    )
+    pictures = ClassToImage(student)
+    draw = _drawer("student", pictures, recipe.seed, layout.ranks)
+    measure = quick_measure(recipe, pictures, layout.ranks)
+    return Job(assemble(recipe, layout, networks, draw, measure), source)
+
+
+def _networks(recipe: DistillRecipe, given: EdmTeacher, layout: Layout) -> Networks:
+    """Student, fake score, teacher and heads, on the layout's device."""
+    _check_recipe(recipe)
+    teacher = EdmDenoiser(
+        load_edm(given.path, augmentation=False),
+        KarrasSchedule(given.levels),
+        resolutions=recipe.gan.resolutions,
+        bf16=layout.bf16,
+    ).to(layout.device)
+    student, fake = copy.deepcopy(teacher), copy.deepcopy(teacher)
+    _settle_blocks((student, fake), teacher, recipe.compute)
+    settle_teacher(teacher, recipe.parallel.teacher, layout)
+    heads = MultiHead(
+        [ConvHead(channels, recipe.gan.width) for channels in teacher.feature_channels],
+        bf16=layout.bf16,
+    ).to(layout.device)
+    return Networks(student, fake, teacher, heads)
+
+
+def _settle_blocks(trained: Iterable[EdmDenoiser], teacher: EdmDenoiser, compute: Compute) -> None:
+    for network in trained:
+        recompute(network.blocks(), compute.checkpointing)
+    for network in (*trained, teacher) if compute.compile else ():
+        for block in network.blocks():
+            block.compile()
+
+
+def _check_recipe(recipe: DistillRecipe) -> None:
+    """Refuse what only text-to-image pipelines have."""
+    if recipe.guidance != 1:
+        raise UserError(
+            f"guidance: {recipe.guidance:g}, but an EDM network has not learned the empty "
+            "condition; set guidance=1"
+        )
+    if recipe.compute.attention != "sdpa":
+        raise UserError(
+            f"compute.attention: {recipe.compute.attention}, but an EDM network has torch's "
+            "operator alone; set sdpa"
+        )
+
+
+def build_edm_teacher(
+    recipe: EdmPretrainRecipe, ranks: Ranks = ALONE
+) -> tuple[Job, Callable[[Path], None]]:
+    """The training of an EDM network, and what writes the averaged network's folder."""
+    torch.manual_seed(recipe.seed)
+    model, layout = recipe.edm, layout_of(recipe, ranks)
+    stream = stream_of(recipe.data, recipe.seed, ranks=ranks)
+    network = edm_network(teacher_config(recipe, stream), model.dropout)
+    denoiser = EdmDenoiser(network, KarrasSchedule(), bf16=layout.bf16).to(layout.device)
+    weights = adam_weights(
+        "edm", denoiser.model, layout, total=model.iterations, **model.optim.model_dump()
+    )
+    average = EMA(weights.pieces(), model.ema, weights.refresh)
+    task = EdmTask(
+        denoiser,
+        weights,
+        average,
+        _drawer("teacher", ClassToImage(denoiser, model.steps), recipe.seed, ranks),
+        sigmas=LogNormalSigmas(model.log_sigma_mean, model.log_sigma_std),
+        augmented=model.augment,
+        seed=recipe.seed,
+        total=model.iterations,
+    )
+    source = PixelSource(
+        _loader(recipe.data, stream, model.classes, layout.device),
+        classes=model.classes,
+        samples=recipe.data.global_batch,
+        device=layout.device,
+    )
+
+    def save(out: Path) -> None:
+        with average.applied():
+            save_edm(network, out)
+
+    return Job(task, source), save
+
+
+def teacher_config(recipe: EdmPretrainRecipe, stream: ShardStream) -> EdmConfig:
+    """The network's, for the data's pictures."""
+    model, (folder, first), *others = recipe.edm, *stream.manifests.items()
+    if first.resolution is None or any(made.resolution != first.resolution for _, made in others):
+        raise UserError(
+            f"{folder.file(MANIFEST)}: resolution: {first.resolution}: pictures of all folders "
+            "must be squares of one size"
+        )
+    return EdmConfig(
+        architecture=model.architecture,
+        img_resolution=first.resolution,
+        label_dim=model.classes,
+        augment_dim=AUGMENT_DIM if model.augment else 0,
+        model_channels=model.width,
+        channel_mult=tuple(model.multiples),
+        num_blocks=model.blocks,
+        attn_resolutions=tuple(model.attention),
+    )
+
+
+def _loader(data: Data, stream: ShardStream, classes: int, device: torch.device) -> BatchLoader:
+    return BatchLoader(
+        stream,
+        ("image", "cls") if classes else ("image",),
+        workers=data.workers,
+        prefetch=data.prefetch,
+        pin_memory=device.type == "cuda",
+    )
+
+
+def _drawer(
+    name: str, pictures: ClassToImage, seed: int, ranks: Ranks
+) -> Callable[[int, Path], None]:
+    """What writes rows of pictures, a column a class where there are up to ten of them."""
+    numbers = grid_classes(pictures.denoiser.config.label_dim, _COLUMNS)
+
+    def draw(iteration: int, out: Path) -> None:
+        images = pictures.pictures(numbers, torch.arange(len(numbers)), seed)
+        if ranks.first:
+            save_grid(out / f"{name}-{iteration:07d}.png", images.split(_COLUMNS))
+
+    return draw
+
+
+def _check_size(stream: ShardStream, size: int) -> None:
+    """Refuse pictures of another size than the network's own."""
+    for folder, manifest in stream.manifests.items():
+        if manifest.resolution != size:
+            raise UserError(
+                f"{folder.file(MANIFEST)}: resolution: {manifest.resolution}, but the teacher's "
+                f"is {size}; prepare shards of that size"
+            )

@@ -1,0 +1,112 @@
+"""``stack evaluate`` on EDM networks: a run's teacher and student, and folders, through classes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stack.cli import main
+from tests.cli.refusal import refused
+from tests.edm_world import CLASSES, SIDE, EdmWorld, distill_fields, make_edm_world
+from tests.evaluate.networks import untrained_classifier
+from tests.pipeline import write_recipe
+
+MEASURES = ("frechet_distance", "recall", "precision", "class_accuracy")
+
+
+@pytest.fixture(scope="module")
+def small_world(tmp_path_factory: pytest.TempPathFactory) -> EdmWorld:
+    return make_edm_world(tmp_path_factory.mktemp("edm"))
+
+
+@pytest.fixture(scope="module")
+def run(small_world: EdmWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("edm_run")
+    recipe = write_recipe(folder, distill_fields(small_world, iterations=2))
+    assert main(["distill", str(recipe)]) == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def suite(small_world: EdmWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("classes")
+    untrained_classifier(folder / "judge", CLASSES, SIDE)
+    told = {
+        "name": "classes",
+        "classes": CLASSES,
+        "count": 48,
+        "measures": list(MEASURES),
+        "reference": str(small_world.data),
+        "networks": {"classifier": "judge"},
+    }
+    (folder / "suite.yaml").write_text(yaml.safe_dump(told))
+    return folder / "suite.yaml"
+
+
+def test_a_run_through_classes(run: Path, suite: Path) -> None:
+    assert main(["evaluate", str(run), "--suite", str(suite)]) == 0
+    found = json.loads((run / "evaluation.json").read_text())
+    assert (found["samples"], found["reference"]["count"]) == (48, 40)
+    assert found["teacher_sampler"] == "Heun, 3 steps"
+    for name, nfe in (("teacher", 5), ("student", 1)):
+        assert found[name]["nfe"] == nfe
+        assert set(found[name]["intervals"]) == set(MEASURES)
+        assert 0 <= found[name]["class_accuracy"] <= 1
+    assert found["teacher"]["frechet_distance"] != found["student"]["frechet_distance"]
+    assert found["classifier"]["tested"] == 7
+    assert found["speedup"] > 0
+
+
+@pytest.mark.parametrize(("steps", "name", "nfe"), [(3, "teacher", 5), (1, "student", 1)])
+def test_a_networks_folder(
+    small_world: EdmWorld,
+    run: Path,
+    suite: Path,
+    tmp_path: Path,
+    steps: int,
+    name: str,
+    nfe: int,
+) -> None:
+    """The teacher's, with as many steps, is the run's; in one step it counts as a student."""
+    command = ["evaluate", str(small_world.teacher), "--suite", str(suite), "--out", str(tmp_path)]
+    assert main([*command, "--steps", str(steps)]) == 0
+    found = json.loads((tmp_path / "classes.json").read_text())
+    assert set(found) & {"teacher", "student"} == {name}
+    assert found[name]["nfe"] == nfe
+    assert main(["evaluate", str(run), "--suite", str(suite)]) == 0
+    of_run = json.loads((run / "evaluation.json").read_text())["teacher"]
+    same = found[name]["frechet_distance"] == pytest.approx(of_run["frechet_distance"], rel=1e-4)
+    assert same == (steps == 3)
+
+
+REFUSED = [
+    # arguments, what the line begins with
+    (["--suite", "digits"], "--suite: digits: "),
+    (["--teacher", "sde"], "--teacher: sde: an EDM network has no such sampler"),
+    (["--guidance", "2"], "--guidance: 2: an EDM network has none"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "begins"), REFUSED)
+def test_what_an_edm_network_has_not(
+    run: Path,
+    suite: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    begins: str,
+) -> None:
+    told = refused(capsys, "evaluate", run, "--suite", suite, *arguments)
+    assert told.startswith(begins)
+
+
+def test_a_class_that_the_network_does_not_know(
+    run: Path, suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = yaml.safe_load(suite.read_text()) | {"classes": CLASSES + 1}
+    told["networks"] = {"classifier": str(suite.parent / "judge")}
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(told))
+    line = refused(capsys, "evaluate", run, "--suite", tmp_path / "suite.yaml")
+    assert line == f"class: '{CLASSES}' is not one of 0 to {CLASSES - 1}"

@@ -1,0 +1,94 @@
+"""``stack evaluate --suite`` where something is missing or wrong: one line that says what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stack.cli import main
+from stack.evaluate.inception import SOURCE
+from tests.cli.refusal import refused
+from tests.evaluate.networks import save_clip, untrained_classifier
+from tests.pipeline import World, caption, recipe_fields, write_recipe
+
+
+@pytest.fixture(scope="module")
+def run(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("suites")
+    fields = recipe_fields(world, iterations=2, evaluation={"teacher_steps": 2, "batch": 16})
+    assert main(["distill", str(write_recipe(folder, fields))]) == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("parts")
+    untrained_classifier(folder / "judge")
+    save_clip(folder / "clip")
+    (folder / "captions.txt").write_text("\n".join(caption(number) for number in range(40)))
+    return folder
+
+
+MISSING = [
+    # arguments after the run, what the line begins with, what it holds
+    (["--suite", "coco30k"], "--inception: missing: it comes from ", SOURCE),
+    (["--suite", "parti"], "--clip: missing: it comes from ", "huggingface.co/laion"),
+    (["--suite", "hpsv2", "--measure", "hps_score"], "--hps: missing", "xswu/HPSv2"),
+    (["--suite", "cifar10"], "--inception: missing", "or set evaluation.networks.inception"),
+    (["--suite", "cifar100"], "suite: cifar100: neither one of ", "docs/evaluation.md"),
+    (["--suite", "parti", "--measure", "recall"], "--measure: recall: the suite has ", "clip"),
+    (["--suite", "parti", "--clip", "/no/such"], "/no/such: no such file", "any in transformers"),
+    (["--suite", "coco30k", "--inception", "/no.pt"], "/no.pt: no such file; inception", SOURCE),
+]
+
+
+@pytest.mark.parametrize(("arguments", "begins", "holds"), MISSING)
+def test_what_is_missing(
+    run: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], begins: str, holds: str
+) -> None:
+    told = refused(capsys, "evaluate", run, *arguments)
+    assert told.startswith(begins)
+    assert holds in told
+
+
+def test_missing_captions_and_pictures(
+    run: Path, parts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--suite", "parti", "--clip", str(parts / "clip"), "--measure", "clip_score"]
+    told = refused(capsys, "evaluate", run, *options)
+    assert told.startswith("--prompts: missing: the captions of parti, from https://github.com")
+    options = ["--suite", "coco30k", "--prompts", str(parts / "captions.txt"), "--subset", "9"]
+    options += ["--classifier", str(parts / "judge"), "--measure", "frechet_distance"]
+    told = refused(capsys, "evaluate", run, *options)
+    assert told.startswith("--reference: missing: the real pictures of coco30k, from https://coco")
+
+
+def test_a_pipeline_has_no_suite_of_its_own(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "a pipeline needs --suite" in refused(capsys, "evaluate", world.teacher)
+    told = refused(capsys, "evaluate", world.teacher, "--suite", "digits")
+    assert told.startswith("--suite: digits: ")
+
+
+BAD_FILES = [
+    ("name: [", "not readable as YAML"),
+    ("- a", "valid dictionary"),
+    ("{name: x, measures: [clip_score]}", "give either this or classes"),
+    ("{name: x, prompts: a, classes: 3, measures: [clip_score]}", "and not both"),
+    ("{name: x, prompts: a, measures: [fid]}", "measures.0: "),
+    ("{name: x, prompts: a, measures: [in_batch_similarity]}", "per_prompt: "),
+    ("{name: x, prompts: a, measures: [class_accuracy]}", "for classes, not for prompts"),
+    ("{name: x, prompts: a, measures: [clip_score], size: 3}", "size: "),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), BAD_FILES)
+def test_a_suites_file_that_is_not_one(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, expected: str
+) -> None:
+    (tmp_path / "suite.yaml").write_text(text)
+    told = refused(capsys, "evaluate", run, "--suite", tmp_path / "suite.yaml")
+    assert told.startswith(f"{tmp_path}/suite.yaml: ")
+    assert expected in told

@@ -1,0 +1,58 @@
+"""Features of the encoder alone are those of the full forward, bit for bit in float32, whatever
+computes the blocks: recomputation, compilation, FSDP2."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+
+import pytest
+import torch
+
+from stack.nets.compilation import compile_blocks
+from stack.nets.recompute import recompute
+from stack.parallel.launch import launch
+from tests.nets.feature_ranks import assert_one_result
+from tests.nets.test_sd15 import inputs
+from tests.tiny import flat, tiny_denoiser
+
+MODES = ["none", "selective", "full"]
+needs_compiler = pytest.mark.skipif(
+    not shutil.which("g++"), reason="torch.compile needs g++ on a CPU"
+)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_with_recomputation(mode: str) -> None:
+    denoiser = tiny_denoiser()
+    recompute(denoiser.blocks(), mode)
+    assert_one_result(denoiser)
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("mode", MODES)
+def test_compiled(mode: str) -> None:
+    """And near what is not compiled, with the gradient of the weights."""
+    denoiser, plain = tiny_denoiser(), tiny_denoiser()
+    recompute(denoiser.blocks(), mode)
+    compile_blocks(denoiser.blocks())
+    assert_one_result(denoiser)
+    gradients = []
+    for network in (denoiser, plain):
+        network(*inputs()).square().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
+    assert torch.equal(flat(denoiser), flat(plain))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["none", "full"])
+def test_cut_over_ranks(mode: str) -> None:
+    assert launch(2, [sys.executable, "-m", "tests.nets.feature_ranks", mode, "plain"]) == 0
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_cut_over_ranks_and_compiled() -> None:
+    assert launch(2, [sys.executable, "-m", "tests.nets.feature_ranks", "full", "compiled"]) == 0

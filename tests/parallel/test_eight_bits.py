@@ -1,0 +1,103 @@
+"""Whole runs with 8-bit Adam, by bitsandbytes and by torchao."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.parallel.test_backends import differences, figures, objects
+from tests.pipeline import (
+    World,
+    make_teacher,
+    metrics_of,
+    recipe_fields,
+    run_stack,
+    same_tensors,
+    state_of,
+    write_recipe,
+)
+
+pytestmark = pytest.mark.slow
+
+ITERATIONS, HALF = 8, 4
+BACKENDS: dict[str, dict[str, Any]] = {
+    "none": {"backend": "none"},
+    "ddp": {"backend": "ddp", "processes": 2},
+    "zero2": {"backend": "zero2", "processes": 2},
+    "fsdp": {"backend": "fsdp", "processes": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def wide(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A UNet with large weights; the moments of those below 4096 elements stay float32."""
+    teacher = tmp_path_factory.mktemp("wide") / "teacher"
+    make_teacher(teacher, channels=(16, 64))
+    return World(teacher, world.shards, world.data)
+
+
+def train(world: World, folder: Path, kind: str, parallel: dict[str, Any]) -> Path:
+    adam = {"kind": kind, "lr": 1e-3, "betas": [0.0, 0.999], "warmup": 2}
+    fields = recipe_fields(
+        world,
+        iterations=ITERATIONS,
+        checkpoint={"every": HALF, "keep_every": HALF},
+        optim={"student": adam, "fake": adam, "heads": adam},
+        parallel=parallel,
+    )
+    done = run_stack("distill", str(write_recipe(folder, fields)))
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def full(wide: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run with moments in float32."""
+    return train(wide, tmp_path_factory.mktemp("full"), "adamw", BACKENDS["none"])
+
+
+def checkpoint_bytes(run: Path) -> int:
+    folder = run / "checkpoints" / f"step-{ITERATIONS:07d}"
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def resume(run: Path, half: Path, *overrides: str) -> None:
+    """Go on in a copy of the run that has the first half alone."""
+    shutil.copytree(run, half)
+    shutil.rmtree(half / "checkpoints" / f"step-{ITERATIONS:07d}")
+    recipe = str(run.parent / "recipe.yaml")
+    done = run_stack("distill", recipe, "--resume", f"out={half}", *overrides)
+    assert done.returncode == 0, done.stderr
+    assert f"after iteration {HALF}" in done.stdout
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_run_trains_saves_and_resumes(name: str, wide: World, full: Path, tmp_path: Path) -> None:
+    """Nearly as with moments in float32; half and a resume are the whole, bit for bit."""
+    run = train(wide, tmp_path, "adamw8bit", BACKENDS[name])
+    expected = figures(full, "loss/", "grad/")
+    for step, row in figures(run, "loss/", "grad/").items():
+        assert row == pytest.approx(expected[step], rel=0.05, abs=1e-6), step
+    if name != "zero2":
+        # Of a large weight; others, and each tensor's head, are as they were.
+        assert checkpoint_bytes(run) < 0.9 * checkpoint_bytes(full)
+    last, half = run / "checkpoints" / f"step-{ITERATIONS:07d}", tmp_path / "half"
+    resume(run, half)
+    (tensors, state), (expected_tensors, expected_state) = state_of(half), state_of(run)
+    assert same_tensors(tensors, expected_tensors) == []
+    assert state == expected_state
+    assert differences(objects(half / "checkpoints" / last.name), objects(last)) == []
+    assert metrics_of(half)[ITERATIONS] == metrics_of(run)[ITERATIONS]
+    if name == "fsdp":
+        _other_ranks_take_over(run, tmp_path / "alone")
+
+
+def _other_ranks_take_over(run: Path, half: Path) -> None:
+    """What one rank goes on with is what two had, and so is what follows, to rounding."""
+    resume(run, half, "parallel.processes=1")
+    expected = figures(run, "loss/", "grad/")
+    for step, row in figures(half, "loss/", "grad/").items():
+        assert row == pytest.approx(expected[step], rel=1e-3, abs=1e-7), step

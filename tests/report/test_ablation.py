@@ -1,0 +1,95 @@
+"""Tables of an ablation: statistics against scipy's, pairs by seed, what is missing left out."""
+
+from __future__ import annotations
+
+from math import exp, isnan
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from stack.report.ablation import Layout, markdown, paired, result_rows, spread, t_quantile
+
+
+@pytest.mark.parametrize("p", [0.6, 0.9, 0.975, 0.995])
+@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 9, 10, 99])
+def test_t_quantile(p: float, degrees: int) -> None:
+    assert t_quantile(p, degrees) == pytest.approx(stats.t.ppf(p, degrees), rel=1e-9)
+
+
+def test_spread_is_the_samples() -> None:
+    found = spread([1.0, 2.0, 4.0])
+    assert (found.mean, found.count) == (pytest.approx(7 / 3), 3)
+    assert found.deviation == pytest.approx(np.std([1, 2, 4], ddof=1))
+    assert isnan(spread([1.0]).deviation)
+    with pytest.raises(ValueError, match="no values"):
+        spread([])
+
+
+def test_ratios_are_paired_by_seed() -> None:
+    base = {0: 1.0, 1: 10.0, 2: 100.0, 7: 5.0}
+    ours = {0: 1.1, 1: 11.0, 2: 110.0, 9: 1.0}
+    found = paired(ours, base)
+    assert found is not None
+    assert found.count == 3
+    assert (found.value, found.low, found.high) == pytest.approx((1.1, 1.1, 1.1))
+
+
+def test_interval_is_students() -> None:
+    logs = np.array([0.1, -0.2, 0.4])
+    found = paired({i: exp(v) for i, v in enumerate(logs)}, dict.fromkeys(range(3), 1.0))
+    assert found is not None
+    low, high = stats.t.interval(0.95, 2, logs.mean(), stats.sem(logs))
+    assert (found.low, found.high) == pytest.approx((exp(low), exp(high)), rel=1e-9)
+
+
+def test_differences_and_bootstrap() -> None:
+    ours, base = {i: float(i) for i in range(9)}, dict.fromkeys(range(9), 0.0)
+    found = paired(ours, base, ratio=False, method="bootstrap")
+    assert found is not None
+    assert found.value == 4
+    assert 2 < found.low < 3.2
+    assert 4.8 < found.high < 6
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0])
+def test_a_ratio_of_what_is_not_above_zero_is_refused(bad: float) -> None:
+    with pytest.raises(ValueError, match="above zero"):
+        paired({0: bad}, {0: 1.0})
+    assert paired({0: bad}, {0: 1.0}, ratio=False) is not None
+
+
+def test_nothing_in_common_is_no_comparison() -> None:
+    assert paired({0: 1.0}, {1: 1.0}) is None
+
+
+LAYOUT = Layout(
+    {"divergence": ["rkl", "js"], "GAN": ["with", "without"]},
+    {(d, g): ("rkl", g) for d in ("rkl", "js") for g in ("with", "without")},
+    ["distance"],
+)
+SCORES = {
+    ("rkl", "with"): {0: {"distance": 2.0}, 1: {"distance": 4.0}},
+    ("js", "with"): {0: {"distance": 1.0}, 1: {"distance": 2.0}},
+    ("js", "without"): {0: {"distance": 3.0}},
+}
+
+
+def test_rows_compare_with_the_same_column() -> None:
+    rows = list(result_rows(LAYOUT, SCORES))
+    assert [(row["divergence"], row["GAN"], row["seeds"], row["pairs"]) for row in rows] == [
+        ("rkl", "with", 2, 0),
+        ("js", "with", 2, 2),
+        ("js", "without", 1, 0),
+    ]
+    assert rows[1]["compared"] == pytest.approx(0.5)
+    assert rows[1]["baseline"] == "rkl / with"
+    assert rows[2]["deviation"] is None
+
+
+def test_markdown_has_the_papers_shape() -> None:
+    lines = markdown("plan", LAYOUT, SCORES, notes=["Said so."]).splitlines()
+    assert "| divergence | with | without |" in lines
+    assert "| rkl | 3 ± 1.4<br>baseline | – |" in lines
+    assert "| js | 1.5 ± 0.71<br>×0.500 [0.500, 0.500] | 3 |" in lines
+    assert "Said so." in lines

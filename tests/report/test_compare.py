@@ -1,0 +1,119 @@
+"""Several runs on one page: a column each, their own colours, what differs, nothing fetched."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from stack.report.compare import write_comparison
+from stack.report.folder import flat
+from stack.util.errors import UserError
+from tests.report.test_report import EVALUATION, RECIPE, Page, metrics, write_log
+
+
+def make(folder: Path, name: str, *, distance: float, recipe: str = RECIPE) -> Path:
+    run = folder / name
+    (run / "samples").mkdir(parents=True)
+    write_log(run / "metrics.jsonl", metrics())
+    (run / "recipe.yaml").write_text(recipe.replace("digits_js", name))
+    student = EVALUATION["student"] | {
+        "frechet_distance": distance,
+        "intervals": {"frechet_distance": {"low": distance - 0.5, "high": distance + 0.5}},
+    }
+    (run / "evaluation.json").write_text(json.dumps(EVALUATION | {"student": student}))
+    Image.new("RGB", (60, 20), "red").save(run / "samples" / "grid.png")
+    (run / "samples" / "grid.json").write_text(json.dumps({"prompts": ["a red one"], "seed": 7}))
+    return run
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    changed = RECIPE.replace("jensen_shannon", "forward_kl").replace("seed: 3", "seed: 4")
+    return [
+        make(tmp_path, "first", distance=2.5),
+        make(tmp_path, "second", distance=2.25, recipe=changed),
+    ]
+
+
+def test_every_run_has_its_column(runs: list[Path]) -> None:
+    out = write_comparison(runs)
+    assert out == runs[0].parent / "comparison.html"
+    page = Page(out.read_text())
+    text = " ".join(page.text)
+    for part in ("2 runs compared", "first", "second", "[2.000, 3.000]", "[1.750, 2.750]", "400"):
+        assert part in text, part
+    assert text.count("a red one") == 2
+    assert ("2.250", True) in page.cells
+    assert ("2.500", False) in page.cells
+    assert page.text.count("Restarts") == 1
+
+
+def test_only_what_differs_is_in_the_table_of_recipes(runs: list[Path]) -> None:
+    page = Page(write_comparison(runs).read_text())
+    cells = [text for text, _ in page.cells]
+    assert cells[-4:] == ["3", "4", "jensen_shannon", "forward_kl"]
+    assert "student_every: 2" in " ".join(page.text)  # Folded, each whole.
+
+
+def test_curves_are_overlaid(runs: list[Path]) -> None:
+    page = Page(write_comparison(runs).read_text())
+    for title in (
+        "Losses of the critics: fake score",
+        "Density ratio r, median",
+        "Quick evaluations",
+    ):
+        assert page.titles.count(title) == 1
+
+
+def test_it_needs_nothing_beside_it(runs: list[Path]) -> None:
+    html = write_comparison(runs).read_text()
+    assert "http" not in html
+    assert "@import" not in html
+    assert all(source.startswith(("data:image/", "#")) for source in Page(html).sources)
+
+
+def test_a_run_that_lacks_something_keeps_its_colour(runs: list[Path]) -> None:
+    rows = [{k: v for k, v in row.items() if not k.startswith(("h/", "r/"))} for row in metrics()]
+    write_log(runs[0] / "metrics.jsonl", rows)
+    for name in ("evaluation.json", "samples/grid.png"):
+        (runs[0] / name).unlink()
+    html = write_comparison(runs).read_text()
+    chart = html[html.index("Weight h of the score gap") :]
+    chart = chart[: chart.index("</figure>")]
+    assert "--series-2" in chart
+    assert "--series-1" not in chart
+    assert ("–", False) in Page(html).cells
+
+
+def test_one_recipe_is_said_to_be_one(tmp_path: Path) -> None:
+    runs = [make(tmp_path, name, distance=2.0) for name in ("a", "b")]
+    assert "the same but for the names" in " ".join(Page(write_comparison(runs).read_text()).text)
+
+
+def test_names_that_clash_become_folders(tmp_path: Path) -> None:
+    runs = [make(tmp_path / place, "same", distance=2.0) for place in ("here", "there")]
+    text = " ".join(Page(write_comparison(runs, tmp_path / "page.html").read_text()).text)
+    assert str(runs[0]) in text
+
+
+def test_a_run_given_twice_is_refused(runs: list[Path]) -> None:
+    with pytest.raises(UserError, match="given twice"):
+        write_comparison([runs[0], Path(os.path.relpath(runs[0]))])
+
+
+def test_suites_besides_the_newest_are_shown(runs: list[Path]) -> None:
+    folder = runs[0] / "evaluations"
+    folder.mkdir()
+    other = {"suite": "cifar10", "student": {"frechet_distance": 3.125}, "samples": 50000}
+    (folder / "cifar10.json").write_text(json.dumps(other))
+    text = " ".join(Page(write_comparison(runs).read_text()).text)
+    assert "3.125" in text
+    assert "Published, cifar10" in text
+
+
+def test_fields_by_dotted_name() -> None:
+    assert flat({"a": {"b": 1, "c": {}}, "d": [2]}) == {"a.b": 1, "a.c": {}, "d": [2]}

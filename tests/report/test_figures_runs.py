@@ -1,0 +1,91 @@
+"""Figures of runs: what is drawn is what was given, and all of it is in the CSV."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from stack.report.figures_grids import picture_grid
+from stack.report.figures_runs import (
+    Field,
+    Overlay,
+    Samples,
+    overlaid,
+    score_gap_map,
+    sorted_samples,
+)
+from stack.report.history import History
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_samples_are_sorted_by_score_difference(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    gap, h = random.random(200), random.random(200) + 0.5
+    found = Samples(gap, h, np.arange(200), np.log(h))
+    paths = sorted_samples(tmp_path / "fig5", {"one": found, "two": found})
+    rows = [row for row in rows_of(paths[2]) if row["run"] == "two"]
+    differences = [float(row["score_difference"]) for row in rows]
+    assert differences == sorted(differences)
+    assert [int(row["rank"]) for row in rows] == list(range(1, 201))
+    for row in rows:  # Each keeps its own h.
+        assert abs(float(row["h"]) - h[int(row["t"])]) < 1e-5
+    assert "200 samples" in paths[1].read_text()
+
+
+def test_a_map_puts_rows_along_y(tmp_path: Path) -> None:
+    x, y = np.linspace(-1, 1, 4), np.linspace(-2, 2, 4)
+    plane = np.arange(1.0, 17).reshape(4, 4)
+    field = Field(x, y, plane, plane, plane, np.zeros((5, 2)), "forward KL", "noise 0.3")
+    paths = score_gap_map(tmp_path / "fig2", field)
+    rows = rows_of(paths[2])
+    assert len(rows) == 16
+    assert rows[1] | {"x": "-0.333333", "y": "-2", "h": "2"} == rows[1]
+    assert rows[4] | {"x": "-1", "y": "-0.666667", "h": "5"} == rows[4]
+
+
+def history(scale: float) -> History:
+    rows = [{"step": 10 * i, "loss/gap": scale / i, "bad": -1.0} for i in range(1, 60)]
+    rows[7]["loss/gap"] = 0.0  # A log scale leaves it out.
+    rows[9]["quick/frechet_distance"] = scale
+    return History(rows)
+
+
+PANELS = [
+    Overlay("loss/gap", "Loss", log=True),
+    Overlay("quick/frechet_distance", "Distance", exact=True),
+    Overlay("never", "Nothing of it"),
+]
+
+
+def test_curves_of_several_runs_are_in_one_figure(tmp_path: Path) -> None:
+    runs = {"with": history(1.0), "without": history(5.0)}
+    paths = overlaid(tmp_path / "fig", PANELS, runs)
+    text = paths[1].read_text()
+    for words in ("Loss, log scale", "Distance", "with", "without", "iteration"):
+        assert f">{words}<" in text, words
+    assert "Nothing of it" not in text
+    rows = rows_of(paths[2])
+    assert len(rows) == 2 * 59 + 2
+    assert {row["figure"] for row in rows} == {"loss/gap", "quick/frechet_distance"}
+
+
+def test_pictures_wrap_into_blocks_and_keep_their_colours(tmp_path: Path) -> None:
+    red = np.zeros((12, 8, 8, 3), np.uint8)
+    red[..., 0] = 255
+    titles = [f"a picture of number {number} in many words" for number in range(12)]
+    rows = {"teacher": red, "student": 255 - red}
+    paths = picture_grid(tmp_path / "grid", rows, titles, note="below", details={"seed": 3})
+    with Image.open(paths[0]) as image:
+        counts = {c: n for n, c in image.convert("RGB").getcolors(2**24) or []}
+    for colour in ((255, 0, 0), (0, 255, 255)):
+        assert counts[colour] > 12 * 100 * 100
+    cells = rows_of(paths[2])
+    assert len(cells) == 24
+    assert cells[7] | {"block": "1", "column": "1", "row": "teacher", "seed": "3"} == cells[7]

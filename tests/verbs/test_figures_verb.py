@@ -1,0 +1,123 @@
+"""``stack figures``: which runs serve which figure, and everything from toy runs."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stack.cli import main
+from stack.config.load import load_recipe
+from stack.config.schema import DistillRecipe
+from stack.report.history import History
+from stack.verbs.figures import FIGURES
+from stack.verbs.figures_runs import Run, alike, labelled
+from tests.pipeline import ROOT
+
+SMALL = ["iterations=6", "global_batch=64", "log.every=1", "log.sample_every=3"]
+SMALL += ["evaluation.quick_every=2", "optim.student.warmup=1"]
+TOY = [text for override in SMALL for text in ("--toy", override)]
+NEEDS_PICTURES = {"fig6b", "grids"}
+
+
+def run_of(name: str, *overrides: str) -> Run:
+    recipe = load_recipe(ROOT / "recipes" / "toy2d_fkl.yaml", [*overrides, f"name={name}"])
+    assert isinstance(recipe, DistillRecipe)
+    return Run(Path(name), recipe)
+
+
+def test_runs_of_one_teacher_that_differ_go_together() -> None:
+    a, b = run_of("a"), run_of("b", "divergence=rkl")
+    other = run_of("other", "divergence=js", "teacher.modes=7")
+    again = run_of("again", "seed=3")
+    by = lambda run: run.divergence  # noqa: E731
+    assert alike([other, a, b, again], by) == [a, b, again]
+    assert alike([a, again], by) == []
+    assert list(labelled([a, b, again], by)) == [
+        "forward KL (a)",
+        "reverse KL",
+        "forward KL (again)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("only", "message"),
+    [
+        ("fig1", "--only: fig1: not one of fig2, fig3"),
+        ("fig12", "--only: grids: needs a run with pictures"),
+        ("fig3,fig6b", "--only: fig6b: needs two runs with pictures"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], only: str, message: str
+) -> None:
+    assert main(["figures", "--only", only, "--out", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_run_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["figures", str(tmp_path)]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All figures from toy runs of a few iterations."""
+    out = tmp_path_factory.mktemp("figures")
+    assert main(["figures", "--out", str(out), "--samples", "100", *TOY]) == 0
+    return out
+
+
+@pytest.mark.slow
+def test_every_figure_is_drawn_from_toys(drawn: Path) -> None:
+    for name in FIGURES.keys() - NEEDS_PICTURES:
+        with Image.open(drawn / f"{name}.png") as image:
+            assert image.width > 600
+            assert len(image.convert("L").getcolors() or []) > 8
+        assert "<svg" in (drawn / f"{name}.svg").read_text()
+        assert len(rows_of(drawn / f"{name}.csv")) > 3
+    assert not [
+        drawn / f"{name}.png" for name in NEEDS_PICTURES if (drawn / f"{name}.png").exists()
+    ]
+
+
+@pytest.mark.slow
+def test_fresh_samples_have_weights_of_mean_one(drawn: Path) -> None:
+    rows = rows_of(drawn / "fig5.csv")
+    for name in {row["run"] for row in rows}:
+        own = [row for row in rows if row["run"] == name]
+        assert len(own) == 100
+        assert np.mean([float(row["h"]) for row in own]) == pytest.approx(1, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_curves_are_those_of_the_logs(drawn: Path) -> None:
+    rows = [row for row in rows_of(drawn / "fig4b.csv") if row["run"] == "without normalisation"]
+    history = Run.open(drawn / "toy" / "toy_fkl_plain").history
+    assert isinstance(history, History)
+    logged = history.curve("loss/gap").values
+    np.testing.assert_allclose([float(row["value"]) for row in rows], logged, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_runs_that_are_given_are_the_ones_drawn(drawn: Path, tmp_path: Path) -> None:
+    """Nothing is trained: the folder of toys stays away."""
+    runs = [str(drawn / "toy" / name) for name in ("toy_fkl", "toy_rkl", "toy_js")]
+    only = ["--only", "fig2,fig8,fig9", "--out", str(tmp_path)]
+    assert main(["figures", *runs, *only]) == 0
+    assert not (tmp_path / "toy").exists()
+    titles = {row["run"] for row in rows_of(tmp_path / "fig9.csv")}
+    assert titles == {"forward KL", "reverse KL", "Jensen–Shannon"}
+    assert {row["row"] for row in rows_of(tmp_path / "fig8.csv")} == titles | {"data"}
+    before = (drawn / "fig2.csv").read_bytes()
+    assert (tmp_path / "fig2.csv").read_bytes() == before
