@@ -156,7 +156,7 @@ def figures(
     if "in_batch_similarity" in plan.measures:
         found["in_batch_similarity"] = mean_estimate(group_similarities(rows["similarity"]))
     for name in ("clip_score", "class_accuracy", "hps_score"):
-        if name in plan.measures:
+        if name in rows:
             found[name] = mean_estimate(rows[name].double().mean(1))
     if "hps_score" in plan.measures:
         found |= _by_group(rows["hps_score"].double().mean(1), plan.prompts)

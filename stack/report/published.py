@@ -43,6 +43,15 @@ class Row(BaseModel):
     note: str = ""
     metrics: dict[Metric, float] = Field(min_length=1)
 
+    @property
+    def hint(self) -> str:
+        """What tells the row from others of its method."""
+        said = ["teacher"] * (self.kind == "teacher")
+        said += [f"{self.nfe} NFE"] if self.nfe else []
+        said += [f"guidance {self.cfg:g}"] if self.cfg and self.cfg != 1 else []
+        said += ["without GAN loss"] if not self.gan else []
+        return ", ".join([*said, *filter(None, [self.note])])
+
 
 def rows(dataset: str) -> list[Row]:
     """Every result on a data set, in the file's order: the teacher's, the paper's, others'.

@@ -49,18 +49,10 @@ def published_html(suite: str, ours: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _lines(found: Sequence[Row], metrics: Sequence[str]) -> str:
     return "".join(
-        f"<tr><th>{escape(row.method)} <small>{escape(_hint(row))}</small></th>"
+        f"<tr><th>{escape(row.method)} <small>{escape(row.hint)}</small></th>"
         f"{_cells(row.metrics, metrics)}</tr>"
         for row in found
     )
-
-
-def _hint(row: Row) -> str:
-    said = ["teacher"] * (row.kind == "teacher")
-    said += [f"{row.nfe} NFE"] if row.nfe else []
-    said += [f"guidance {row.cfg:g}"] if row.cfg and row.cfg != 1 else []
-    said += ["without GAN loss"] if not row.gan else []
-    return ", ".join([*said, *filter(None, [row.note])])
 
 
 def _cells(figures: Mapping[Any, Any], metrics: Sequence[str]) -> str:

@@ -9,8 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _FLOAT, _HALF = 4, 2
-_MOMENTS = {"adamw": 8.0, "adamw8bit": 2 + 8 / 256, "paged_adamw8bit": 2 + 8 / 256}
-"""Bytes of an optimizer's state for each parameter; blocks of 256 share a scale for each moment."""
+_MOMENTS = {
+    "adamw": 8.0,
+    "adamw8bit": 2 + 8 / 256,
+    "paged_adamw8bit": 2 + 8 / 256,
+    "adamw8bit, fsdp": 2 + 8 / 64,
+}
+"""Bytes of an optimizer's state for each parameter; blocks of 256 share a scale for each moment,
+of 64 with fsdp."""
 _SAMPLE_BYTES = 4 * 64 * 64 * 2 + 77 * 2 + 3 * 512
 """Read for a sample of 64x64 latents: latent.npy, tokens.npy and their tar headers."""
 _LIBRARIES = 2 << 30

@@ -14,6 +14,7 @@ from stack.data.batch import BatchLoader
 from stack.data.index import MANIFEST
 from stack.data.stream import ShardStream
 from stack.diffusion.karras import KarrasSchedule, LogNormalSigmas
+from stack.nets.compilation import compile_blocks
 from stack.nets.edm import EdmDenoiser, edm_network
 from stack.nets.edm_blocks import EdmConfig
 from stack.nets.edm_files import load_edm, save_edm
@@ -83,8 +84,7 @@ def _settle_blocks(trained: Iterable[EdmDenoiser], teacher: EdmDenoiser, compute
     for network in trained:
         recompute(network.blocks(), compute.checkpointing)
     for network in (*trained, teacher) if compute.compile else ():
-        for block in network.blocks():
-            block.compile()
+        compile_blocks(network.blocks())
 
 
 def _check_recipe(recipe: DistillRecipe) -> None:

@@ -51,6 +51,12 @@ class Plan:
     def iteration_seconds(self) -> float:
         return average(self.work, seconds(self.work, self.place, self.share))
 
+    @property
+    def computing_seconds(self) -> float:
+        """Of an iteration, without what is sent."""
+        rate = self.place.gpu.bf16 if self.place.bf16 else self.place.gpu.fp32
+        return average(self.work, self.work.flops) / (rate * self.share * self.place.ranks)
+
     def days(self, iterations: int) -> float:
         return iterations * self.iteration_seconds / _DAY
 
@@ -77,6 +83,7 @@ class Plan:
             "images_per_second": self.work.batch / seconds_each,
             "days": days,
             "gpu_hours": days * 24 * self.place.ranks,
+            "gpu_hours_computing": iterations * self.computing_seconds * self.place.ranks / 3600,
             "days_if_student_updates": self.days(iterations * self.recipe.student_every),
             "checkpoint_bytes": checkpoint_bytes(self.work),
             "bytes_read_per_second": read_bytes(self.work, seconds_each),
@@ -143,7 +150,11 @@ class Planner:
         optim = recipe.optim
         moves = ((True, False), (joint, True), (joint, True))
         gathers = ((3 if swept else 2, 1), (3, 2), (5 if swept else 4, 2))
-        kinds = (optim.student.kind, optim.fake.kind, optim.heads.kind)
+        cut = ", fsdp" if recipe.parallel.backend == "fsdp" else ""
+        kinds = [
+            kind + cut if kind == "adamw8bit" else kind
+            for kind in (optim.student.kind, optim.fake.kind, optim.heads.kind)
+        ]
         trained = tuple(
             Network(*row)
             for row in zip(sizes, (*blocks, sizes[2]), kinds, gathers, moves, strict=True)

@@ -228,7 +228,7 @@ def _print(options: Options, opened: Opened, result: Mapping[str, Any]) -> None:
         for row in published_rows(dataset):
             if row.kind != "other":
                 told = ", ".join(f"{name} {value:g}" for name, value in row.metrics.items())
-                console.print(f"published, {row.method}{f' ({row.note})' * bool(row.note)}: {told}")
+                console.print(f"published, {row.method} ({row.hint}): {told}", soft_wrap=True)
     few = [key for key in keys if any(result[n]["intervals"][key]["few_samples"] for n in names)]
     if few:
         log.warning(

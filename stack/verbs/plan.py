@@ -94,6 +94,7 @@ def _lines(gpu: str, found: Plan, facts: dict[str, Any]) -> list[str]:
         (f"at {found.share:.0%} of the GPU's rate", f"{facts['images_per_second']:.0f} images/s"),
         ("an iteration", f"{facts['seconds_per_iteration']:.3f} s"),
         (f"{recipe.iterations:,} iterations", _time(facts["days"], facts["gpus"])),
+        ("  without what is sent", f"{facts['gpu_hours_computing']:.0f} GPU hours"),
         (
             f"{recipe.iterations:,} student updates",
             _time(facts["days_if_student_updates"], facts["gpus"]),

@@ -100,6 +100,7 @@ def test_round_trip(tmp_path: Path, kind: str) -> None:
 OPERATIONAL = {
     "distill": {
         "out",
+        "teacher.allow_pickle",
         "device",
         "data.folders",
         "data.workers",
@@ -152,7 +153,7 @@ OPERATIONAL = {
 OPERATIONAL["pretrain"] = {
     field
     for field in OPERATIONAL["distill"]
-    if not field.startswith(("evaluation.", "iterations", "compute."))
+    if not field.startswith(("evaluation.", "iterations", "compute.", "teacher."))
 }
 OPERATIONAL["pretrain_edm"] = OPERATIONAL["pretrain"] | {"edm.steps"}
 """How the same experiment is run; a change of any other field is another experiment."""

@@ -12,6 +12,7 @@ from stack.nets.recompute import recompute
 from stack.nets.sd15 import SDDenoiser
 from stack.parallel.collectives import ranks_of
 from stack.parallel.fsdp import shard
+from stack.parallel.local import make_dense
 from stack.parallel.mesh import Layout
 from stack.train.build_algorithm import ENTRIES
 from stack.util.exits import leave
@@ -37,6 +38,7 @@ def assert_one_result(denoiser: SDDenoiser, device: torch.device = CPU) -> None:
 def main(mode: str, compiled: bool) -> None:
     denoiser = tiny_denoiser()
     whole = copy.deepcopy(denoiser)
+    make_dense(whole)  # As shard does; in another layout convolutions round otherwise.
     recompute(denoiser.blocks(), mode)
     if compiled:
         compile_blocks(denoiser.blocks())

@@ -42,7 +42,13 @@ def test_the_papers_run_on_64_gpus(tmp_path, capsys):
     # All-reduced: twice what all networks have, the student's every tenth time.
     sent = 2 * 63 / 64 * 4 * 859_520_964 * (1 + 0.1)
     assert found["bytes_communicated"] == pytest.approx(sent, rel=0.002)
+    # At 40% of 989 TFLOP/s; what is sent is on top, and student updates are ten times as rare.
+    assert found["gpu_hours_computing"] == pytest.approx(found["flops"] / (0.4 * 989e12) / 3600)
+    assert found["gpu_hours"] > found["gpu_hours_computing"]
+    assert found["days_if_student_updates"] == pytest.approx(10 * found["days"])
     out = capsys.readouterr().out
+    assert "60,000 iterations" in out
+    assert "60,000 student updates" in out
     assert "64 x h100, ddp, batch 1024 = 64 ranks x 1 x 16" in out
     assert all(len(line) <= 80 for line in out.splitlines())
 
