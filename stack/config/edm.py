@@ -72,6 +72,15 @@ class EdmPretrainRecipe(Recipe):
     edm: EdmModel
 
     @model_validator(mode="after")
+    def _whole_network(self) -> EdmPretrainRecipe:
+        if self.parallel.backend not in ("none", "ddp"):
+            raise ValueError(
+                f"parallel.backend: {self.parallel.backend}, but a teacher is pretrained whole on "
+                "every rank; set none or ddp"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_micro_batch(self) -> EdmPretrainRecipe:
         for field in ("accumulation", "micro_batch"):
             if (value := getattr(self.parallel, field)) not in (1, None):

@@ -42,6 +42,7 @@ OVERRIDES = [
     ("edm", "teacher.levls=9", "teacher.levls: unknown field; did you mean teacher.levels?"),
     ("pretrain_edm", "edm.with=8", "edm.with: unknown field; did you mean edm.width?"),
     ("pretrain_edm", "edm.width=6", "edm.width: should be a multiple of 4 (got 6)"),
+    ("pretrain_edm", "parallel.backend=fsdp", "parallel.backend: fsdp, but a teacher is"),
     ("pretrain_edm", "parallel.micro_batch=2", "parallel.micro_batch: 2, but pretraining has no"),
     ("mixture", "teacher.path=x", "teacher.path: unknown field"),
     ("pretrain", "vea.batch=2", "vea: unknown field; did you mean vae?"),
