@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
+from stack.config.pretrain import Pretraining
 from stack.config.sections import (
     OPERATIONAL,
     Adam,
     Count,
-    Data,
     Fraction,
     Positive,
     Rate,
-    Recipe,
     Section,
 )
 
@@ -63,29 +62,10 @@ class EdmModel(Section):
     optim: Adam
 
 
-class EdmPretrainRecipe(Recipe):
+class EdmPretrainRecipe(Pretraining):
     """``stack pretrain``: an EDM teacher from pictures and classes."""
 
     job: Literal["pretrain_edm"]
     """Which verb the recipe is for."""
-    data: Data
+    batches = "data.global_batch"
     edm: EdmModel
-
-    @model_validator(mode="after")
-    def _whole_network(self) -> EdmPretrainRecipe:
-        if self.parallel.backend not in ("none", "ddp"):
-            raise ValueError(
-                f"parallel.backend: {self.parallel.backend}, but a teacher is pretrained whole on "
-                "every rank; set none or ddp"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _one_micro_batch(self) -> EdmPretrainRecipe:
-        for field in ("accumulation", "micro_batch"):
-            if (value := getattr(self.parallel, field)) not in (1, None):
-                raise ValueError(
-                    f"parallel.{field}: {value}, but pretraining has no micro-batches; lower "
-                    "data.global_batch"
-                )
-        return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -91,18 +91,15 @@ class UnetModel(Section):
         return self
 
 
-class PretrainRecipe(Recipe):
-    """``stack pretrain``: a text-to-image teacher from pictures and captions."""
+class Pretraining(Recipe):
+    """What all recipes of ``stack pretrain`` share."""
 
-    job: Literal["pretrain"]
-    """Which verb the recipe is for."""
     data: Data
-    vae: VaeModel
-    text: TextModel
-    unet: UnetModel
+    batches: ClassVar[str]
+    """The fields that say how large a batch is, for messages."""
 
     @model_validator(mode="after")
-    def _whole_networks(self) -> PretrainRecipe:
+    def _whole_networks(self) -> Pretraining:
         if self.parallel.backend not in ("none", "ddp"):
             raise ValueError(
                 f"parallel.backend: {self.parallel.backend}, but a teacher is pretrained whole on "
@@ -111,11 +108,22 @@ class PretrainRecipe(Recipe):
         return self
 
     @model_validator(mode="after")
-    def _one_micro_batch(self) -> PretrainRecipe:
+    def _one_micro_batch(self) -> Pretraining:
         for field in ("accumulation", "micro_batch"):
             if (value := getattr(self.parallel, field)) not in (1, None):
                 raise ValueError(
                     f"parallel.{field}: {value}, but pretraining has no micro-batches; lower "
-                    "vae.batch and unet.batch"
+                    f"{self.batches}"
                 )
         return self
+
+
+class PretrainRecipe(Pretraining):
+    """``stack pretrain``: a text-to-image teacher from pictures and captions."""
+
+    job: Literal["pretrain"]
+    """Which verb the recipe is for."""
+    batches = "vae.batch and unet.batch"
+    vae: VaeModel
+    text: TextModel
+    unet: UnetModel

@@ -68,6 +68,13 @@ class LocalWeights:
         """Clear the gradient."""
         self.optimizer.zero_grad(set_to_none=True)
 
+    def move(self) -> tuple[Tensor, bool]:
+        """Clip, then step, or discard a gradient that is not finite; norm, and which it was."""
+        norm = self.clip()
+        finite = bool(norm.isfinite())
+        self.step() if finite else self.discard()
+        return norm, finite
+
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """No gradient reaches the parameters inside the context."""

@@ -14,6 +14,7 @@ import torch
 from stack.config.schema import AnyRecipe, Data, DistillRecipe
 from stack.data.batch import BatchLoader
 from stack.data.cache import ShardCache
+from stack.data.index import MANIFEST
 from stack.data.storage import expand_variables, is_url
 from stack.data.stream import ShardStream
 from stack.parallel.collectives import ALONE, Ranks
@@ -110,6 +111,20 @@ def stream_of(
         cache=cache_of(data),
         retries=data.retries,
     )
+
+
+def check_resolution(stream: ShardStream, size: int, *, told: bool = False) -> None:
+    """Refuse pictures of another size than the teacher's own, or latents of such; UserError.
+
+    Args:
+        told: refuse folders as well whose manifests tell no size: pictures of several.
+    """
+    for folder, manifest in stream.manifests.items():
+        if manifest.resolution != size and (told or manifest.resolution):
+            raise UserError(
+                f"{folder.file(MANIFEST)}: resolution: {manifest.resolution}, but the teacher's is "
+                f"{size}; prepare shards of that size"
+            )
 
 
 def cache_of(data: Data) -> ShardCache | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,9 +17,11 @@ from stack.fdistill.algorithm import FDistill
 from stack.fdistill.contracts import Denoiser, Trained
 from stack.fdistill.divergence import DIVERGENCES
 from stack.fdistill.ratio import RatioNormalizer, RatioWeight
+from stack.nets.compilation import compile_blocks
 from stack.nets.edm import EdmDenoiser
 from stack.nets.ema import EMA
-from stack.nets.heads import MultiHead
+from stack.nets.heads import ConvHead, MultiHead
+from stack.nets.recompute import recompute
 from stack.nets.sd15 import SDDenoiser
 from stack.nets.toy import SkewedDenoiser, SkewedStudent
 from stack.parallel.collectives import ALONE, Ranks
@@ -41,6 +44,33 @@ class Networks(NamedTuple):
     fake: SDDenoiser | EdmDenoiser | SkewedDenoiser
     teacher: Denoiser
     heads: MultiHead
+
+
+def networks_around(
+    teacher: SDDenoiser | EdmDenoiser, recipe: DistillRecipe, layout: Layout
+) -> Networks:
+    """Student and fake score as copies of a teacher (float32, on the layout's device), heads on
+    its features, and all of them as the recipe has them computed."""
+    student, fake = copy.deepcopy(teacher), copy.deepcopy(teacher)
+    for network in (student, fake):
+        recompute(network.blocks(), recipe.compute.checkpointing)
+    for network in (student, fake, teacher) if recipe.compute.compile else ():
+        compile_blocks(network.blocks())
+    _settle_teacher(teacher, recipe.parallel.teacher, layout)
+    heads = MultiHead(
+        [ConvHead(channels, recipe.gan.width) for channels in teacher.feature_channels],
+        bf16=layout.bf16,
+    ).to(layout.device)
+    return Networks(student, fake, teacher, heads)
+
+
+def _settle_teacher(teacher: SDDenoiser | EdmDenoiser, where: str, layout: Layout) -> None:
+    """Freeze the teacher: whole on every rank or cut over them, in the precision it runs in."""
+    teacher.requires_grad_(False)
+    if layout.bf16:
+        teacher.to(torch.bfloat16)
+    if where == "sharded" and layout.ranks.world_size > 1:
+        shard(teacher, teacher.blocks(), layout.mesh, methods=ENTRIES, offload=layout.offload)
 
 
 def assemble(
@@ -151,15 +181,6 @@ def _check_times(recipe: DistillRecipe, steps: int) -> None:
             raise UserError(
                 f"times.{name}: ends at {last}, but the teacher's last time is {steps - 1}"
             )
-
-
-def settle_teacher(teacher: SDDenoiser | EdmDenoiser, where: str, layout: Layout) -> None:
-    """Freeze the teacher: whole on every rank or cut over them, in the precision it runs in."""
-    teacher.requires_grad_(False)
-    if layout.bf16:
-        teacher.to(torch.bfloat16)
-    if where == "sharded" and layout.ranks.world_size > 1:
-        shard(teacher, teacher.blocks(), layout.mesh, methods=ENTRIES, offload=layout.offload)
 
 
 def warm_start(

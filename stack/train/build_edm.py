@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from stack.config.edm import EdmPretrainRecipe, EdmTeacher
-from stack.config.schema import Compute, Data, DistillRecipe
+from stack.config.schema import Data, DistillRecipe
 from stack.data.batch import BatchLoader
 from stack.data.index import MANIFEST
 from stack.data.stream import ShardStream
 from stack.diffusion.karras import KarrasSchedule, LogNormalSigmas
-from stack.nets.compilation import compile_blocks
 from stack.nets.edm import EdmDenoiser, edm_network
 from stack.nets.edm_blocks import EdmConfig
 from stack.nets.edm_files import load_edm, save_edm
 from stack.nets.ema import EMA
-from stack.nets.heads import ConvHead, MultiHead
-from stack.nets.recompute import recompute
 from stack.parallel.collectives import ALONE, Ranks
 from stack.parallel.mesh import Layout
 from stack.sample.class_to_image import ClassToImage, grid_classes
 from stack.sample.grid import save_grid
 from stack.train.augment import AUGMENT_DIM
-from stack.train.build import Job, layout_of, stream_of
-from stack.train.build_algorithm import Networks, assemble, settle_teacher
+from stack.train.build import Job, check_resolution, layout_of, stream_of
+from stack.train.build_algorithm import Networks, assemble, networks_around
 from stack.train.build_quick import quick_measure
 from stack.train.optim import adam_weights
 from stack.train.pretrain_edm import EdmTask
@@ -47,7 +43,7 @@ def build_edm(recipe: DistillRecipe, layout: Layout) -> Job:
     assert isinstance(student, EdmDenoiser)
     config = student.config
     stream = stream_of(recipe.data, recipe.seed, ranks=layout.ranks)
-    _check_size(stream, config.img_resolution)
+    check_resolution(stream, config.img_resolution, told=True)
     source = PixelSource(
         _loader(recipe.data, stream, config.label_dim, layout.device),
         classes=config.label_dim,
@@ -70,21 +66,7 @@ def _networks(recipe: DistillRecipe, given: EdmTeacher, layout: Layout) -> Netwo
         resolutions=recipe.gan.resolutions,
         bf16=layout.bf16,
     ).to(layout.device)
-    student, fake = copy.deepcopy(teacher), copy.deepcopy(teacher)
-    _settle_blocks((student, fake), teacher, recipe.compute)
-    settle_teacher(teacher, recipe.parallel.teacher, layout)
-    heads = MultiHead(
-        [ConvHead(channels, recipe.gan.width) for channels in teacher.feature_channels],
-        bf16=layout.bf16,
-    ).to(layout.device)
-    return Networks(student, fake, teacher, heads)
-
-
-def _settle_blocks(trained: Iterable[EdmDenoiser], teacher: EdmDenoiser, compute: Compute) -> None:
-    for network in trained:
-        recompute(network.blocks(), compute.checkpointing)
-    for network in (*trained, teacher) if compute.compile else ():
-        compile_blocks(network.blocks())
+    return networks_around(teacher, recipe, layout)
 
 
 def _check_recipe(recipe: DistillRecipe) -> None:
@@ -180,13 +162,3 @@ def _drawer(
             save_grid(out / f"{name}-{iteration:07d}.png", images.split(_COLUMNS))
 
     return draw
-
-
-def _check_size(stream: ShardStream, size: int) -> None:
-    """Refuse pictures of another size than the network's own."""
-    for folder, manifest in stream.manifests.items():
-        if manifest.resolution != size:
-            raise UserError(
-                f"{folder.file(MANIFEST)}: resolution: {manifest.resolution}, but the teacher's "
-                f"is {size}; prepare shards of that size"
-            )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import torch
@@ -15,18 +14,15 @@ from stack.data.index import MANIFEST
 from stack.data.stream import ShardStream
 from stack.diffusion.schedule import DiscreteSchedule
 from stack.nets.attention import set_attention
-from stack.nets.compilation import compile_blocks
-from stack.nets.heads import ConvHead, MultiHead
 from stack.nets.hub import pipeline_folder
-from stack.nets.recompute import recompute
 from stack.nets.sd15 import SDDenoiser, load_schedule, load_unet
 from stack.nets.text import TextEncoder, load_text, tokenizer_hash
 from stack.nets.vae import Autoencoder, from_uint8, load_vae, vae_hash
 from stack.parallel.mesh import Layout
 from stack.sample.generate import TextToImage, generate
 from stack.sample.grid import save_grid
-from stack.train.build import Job, prompts_of, stream_of
-from stack.train.build_algorithm import Networks, assemble, settle_teacher
+from stack.train.build import Job, check_resolution, prompts_of, stream_of
+from stack.train.build_algorithm import Networks, assemble, networks_around
 from stack.train.build_quick import quick_measure
 from stack.train.sources import LatentSource
 from stack.util.errors import UserError
@@ -64,23 +60,11 @@ def sd_networks(
 ) -> Networks:
     """Student, fake score, teacher and heads of a pipeline's UNet (float32), on the layout's
     device."""
-    compute = recipe.compute
-    set_attention(unet, compute.attention, layout.device)
+    set_attention(unet, recipe.compute.attention, layout.device)
     teacher = SDDenoiser(
         unet, schedule, parameterization, resolutions=recipe.gan.resolutions, bf16=layout.bf16
     ).to(layout.device)
-    student, fake = copy.deepcopy(teacher), copy.deepcopy(teacher)
-    for network in (student, fake):
-        recompute(network.blocks(), compute.checkpointing)
-    if compute.compile:
-        for network in (student, fake, teacher):
-            compile_blocks(network.blocks())
-    settle_teacher(teacher, recipe.parallel.teacher, layout)
-    heads = MultiHead(
-        [ConvHead(channels, recipe.gan.width) for channels in teacher.feature_channels],
-        bf16=layout.bf16,
-    ).to(layout.device)
-    return Networks(student, fake, teacher, heads)
+    return networks_around(teacher, recipe, layout)
 
 
 def _source(
@@ -93,7 +77,7 @@ def _source(
     device = layout.device
     stream = stream_of(recipe.data, recipe.seed, ranks=layout.ranks)
     _check_makers(stream, folder)
-    _check_size(stream, vae.factor, size)
+    check_resolution(stream, size * vae.factor)
 
     @torch.no_grad()
     def encode(images: Tensor) -> Tensor:
@@ -117,16 +101,6 @@ def _source(
         accumulation=layout.micro_batches,
         device=device,
     )
-
-
-def _check_size(stream: ShardStream, factor: int, size: int) -> None:
-    """Refuse latents of another size than the UNet's own."""
-    for folder, manifest in stream.manifests.items():
-        if manifest.resolution and manifest.resolution != size * factor:
-            raise UserError(
-                f"{folder.file(MANIFEST)}: resolution: {manifest.resolution}, but the teacher's is "
-                f"{size * factor}; prepare shards of that size"
-            )
 
 
 def _check_makers(stream: ShardStream, teacher: Path) -> None:

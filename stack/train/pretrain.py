@@ -156,9 +156,7 @@ class VaeTask(Task):
         error = (self.model.decode(latents) - images).square().mean()
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         self.weights.backward(error + self.kl_weight * kl)
-        norm = self.weights.clip()
-        stepped = bool(norm.isfinite())
-        self.weights.step() if stepped else self.weights.discard()
+        norm, stepped = self.weights.move()
         self.shown = images[:10]
         return {"loss/error": error.detach(), "loss/kl": kl.detach(), "grad/vae": norm}, stepped
 
@@ -248,13 +246,9 @@ class UnetTask(Task):
         c = self.text(self._dropout(raw["tokens"].to(device), iteration, positions))
         loss = denoising_loss(self.denoiser(x_t, t, c), x0, self.denoiser.loss_weight(t))
         self.weights.backward(loss)
-        norm = self.weights.clip()
-        stepped = bool(norm.isfinite())
+        norm, stepped = self.weights.move()
         if stepped:
-            self.weights.step()
             self.average.update()
-        else:
-            self.weights.discard()
         return {"loss/denoising": loss.detach(), "grad/unet": norm}, stepped
 
     def _dropout(self, ids: Tensor, iteration: int, positions: Tensor) -> Tensor:

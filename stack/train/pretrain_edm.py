@@ -1,4 +1,4 @@
-"""Training an EDM teacher from nothing (Karras et al. 2022, Algorithm of Table 1)."""
+"""Training an EDM teacher from nothing (Karras et al. 2022, eq. 8 and Table 1)."""
 
 from __future__ import annotations
 
@@ -66,13 +66,9 @@ class EdmTask(Task):
         weight = edm_loss_weight(sigma, self.denoiser.config.sigma_data)
         loss = denoising_loss(prediction, x0, weight)
         self.weights.backward(loss)
-        norm = self.weights.clip()
-        stepped = bool(norm.isfinite())
+        norm, stepped = self.weights.move()
         if stepped:
-            self.weights.step()
             self.average.update()
-        else:
-            self.weights.discard()
         return {"loss/denoising": loss.detach(), "grad/edm": norm}, stepped
 
     def _seed_dropout(self, key: dict[str, Any]) -> None:
