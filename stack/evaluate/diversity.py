@@ -14,6 +14,18 @@ def mode_counts(labels: Tensor, modes: int) -> Tensor:
     return torch.bincount(labels, minlength=modes)
 
 
+def mode_entropy(counts: Tensor) -> float:
+    """Entropy of a histogram (K,), in nats: 0 where one mode has everything, log K where all have
+    the same.
+
+    Raises:
+        ValueError: the histogram is empty.
+    """
+    if counts.sum() <= 0:
+        raise ValueError("an empty histogram has no distribution")
+    return torch.special.entr(counts.double() / counts.sum()).sum().item()
+
+
 def total_variation(counts: Tensor | Sequence[float], reference: Tensor | Sequence[float]) -> float:
     """Total variation of two histograms (K,), each normalised first: 0 (equal) to 1 (disjoint).
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,7 +78,7 @@ def assemble(
     layout: Layout,
     networks: Networks,
     draw: Callable[[int, Path], None],
-    measure: Callable[[], float],
+    measure: Callable[[], Mapping[str, float]],
 ) -> DistillTask:
     """The algorithm around its networks, the same for every kind of teacher.
 

@@ -22,6 +22,7 @@ from stack.parallel.mesh import Layout
 from stack.train.build import Job
 from stack.train.build_algorithm import Networks, assemble
 from stack.train.sources import KeyedSource
+from stack.train.task import SCORE
 from stack.util import keyed
 
 _DRAWN_POINTS = 2000
@@ -63,10 +64,10 @@ def build_mixture(recipe: DistillRecipe, layout: Layout) -> Job:
         last = torch.full_like(shown, schedule.steps - 1)
         return student(z, last, z[:, :0]).cpu().numpy()
 
-    def measure() -> float:
+    def measure() -> dict[str, float]:
         """Frechet distance between the student's points and as many of the data."""
         samples = Moments(2).update(torch.from_numpy(points()))
-        return frechet_distance(samples, Moments(2).update(data(0, shown).cpu()))
+        return {SCORE: frechet_distance(samples, Moments(2).update(data(0, shown).cpu()))}
 
     stages[0] = points()
 

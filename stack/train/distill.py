@@ -26,8 +26,8 @@ class DistillTask(Task):
     Args:
         weights: student, fake score and heads. averages: of the student, by name.
         draw: writes a picture of the student's samples: (iteration, folder).
-        measure: of the student's samples, better if lower. start: fills the weights of a run
-            that starts.
+        measure: quick figures of the student's samples. start: fills the weights of a run that
+            starts.
     """
 
     name: str
@@ -36,7 +36,7 @@ class DistillTask(Task):
     weights: Sequence[LocalWeights]
     averages: Mapping[str, EMA]
     draw: Callable[[int, Path], None]
-    measure: Callable[[], float]
+    measure: Callable[[], Mapping[str, float]]
     start: Callable[[Sequence[LocalWeights]], None]
 
     @property
@@ -67,7 +67,7 @@ class DistillTask(Task):
         with self._averaged():
             self.draw(iteration, folder)
 
-    def evaluate(self) -> float:
+    def evaluate(self) -> Mapping[str, float]:
         """Of the averaged student, where there is an average."""
         with self._averaged():
             return self.measure()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from math import nan
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
+
+SCORE = "frechet_distance"
+"""The quick measure by which a state is better than another: the lower, the better."""
 
 
 class Task(ABC):
@@ -38,10 +40,10 @@ class Task(ABC):
     def sample(self, iteration: int, folder: Path) -> None:
         """Write a picture of the present state into ``folder``, by the first rank."""
 
-    def evaluate(self) -> float:
-        """A quick measure of the present state, better if lower, the same on all ranks; nan, which
-        never counts as best, where a task has none."""
-        return nan
+    def evaluate(self) -> Mapping[str, float]:
+        """Quick measures of the present state, the same on all ranks; none where a task has none.
+        The one named :data:`SCORE` ranks checkpoints."""
+        return {}
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:

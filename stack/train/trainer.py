@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from stack.train.meter import Meter, memory
 from stack.train.metrics import MetricsLog
 from stack.train.pulse import Pulse
 from stack.train.state import RunState
-from stack.train.task import Source, Task
+from stack.train.task import SCORE, Source, Task
 from stack.util.clock import BEGAN
 from stack.util.errors import PeerLostError, UserError
 from stack.util.files import write_atomic, write_json
@@ -171,9 +172,9 @@ class Trainer:
             self.task.sample(done, self.folder / "samples")
         if not self.evaluate_every or done % self.evaluate_every:
             return None
-        score = self.task.evaluate()
-        log.row(done, {"quick/frechet_distance": score})
-        return score
+        found = self.task.evaluate()
+        log.row(done, {f"quick/{name}": value for name, value in found.items()})
+        return found.get(SCORE, nan)
 
     def _reason(self, stop: StopFlag) -> str | None:
         """Why to stop now, the same on all ranks. A signal that comes after this was read waits

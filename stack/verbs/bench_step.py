@@ -53,7 +53,7 @@ class Steps:
             unet = new_unet(config, str(self.device))
         schedule = DiscreteSchedule.scaled_linear()
         networks = sd_networks(recipe, unet, schedule, "epsilon", layout)
-        self.task = assemble(recipe, layout, networks, lambda *_: None, lambda: 0.0)
+        self.task = assemble(recipe, layout, networks, lambda *_: None, dict)
         random = torch.Generator(self.device).manual_seed(0)
 
         def normal(*shape: int) -> Tensor:

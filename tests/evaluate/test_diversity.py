@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import log
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from stack.evaluate.diversity import (
     group_similarities,
     in_batch_similarity,
     mode_counts,
+    mode_entropy,
     total_variation,
 )
 
@@ -34,6 +37,19 @@ def test_total_variation(counts: list, reference: list, expected: float) -> None
 def test_histograms_that_cannot_be_compared(counts: list, reference: list) -> None:
     with pytest.raises(ValueError, match="histogram"):
         total_variation(counts, reference)
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"), [([5, 0, 0], 0.0), ([1, 1], log(2)), ([3, 1, 0], 0.5623351446188083)]
+)
+def test_mode_entropy(counts: list[int], expected: float) -> None:
+    """In nats: of one mode, of two alike, of 3/4 and 1/4."""
+    assert mode_entropy(torch.tensor(counts)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_no_entropy_of_nothing() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        mode_entropy(torch.zeros(3))
 
 
 def test_mode_counts_keeps_empty_modes() -> None:

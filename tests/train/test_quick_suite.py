@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import log
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from torch import Tensor
 
 from stack.cli import main
+from stack.config.load import load_recipe
+from stack.config.schema import DistillRecipe
+from stack.parallel.collectives import ALONE
+from stack.train.build_quick import quick_measure
 from tests.cli.refusal import refused
 from tests.evaluate.networks import untrained_classifier
 from tests.pipeline import (
@@ -63,10 +71,39 @@ def test_a_run_ends_bit_for_bit_as_without(
     found = scores(run)
     assert [step for step, _ in found] == [2, 4, 6]
     assert all(score > 0 for _, score in found)
+    for row in (row for row in logged_rows(run) if "quick/frechet_distance" in row):
+        assert -1 <= row["quick/in_batch_similarity"] <= 1
+        if kind == "digits":
+            assert 0 <= row["quick/mode_entropy"] <= log(4)
     assert_same_state(run, plain)
     logged, expected = metrics_of(run), metrics_of(plain)
     for step, row in expected.items():
         assert {name: logged[step].get(name, value) for name, value in row.items()} == row
+
+
+class Collapsed:
+    """A student with one picture, or one for each caption."""
+
+    nfe, device = 1, torch.device("cpu")
+
+    def __init__(self, told: bool) -> None:
+        self.told = told
+
+    def pictures(self, conditions: Sequence[str], indices: Tensor, seed: int) -> Tensor:
+        levels = [len(condition) * self.told for condition in conditions]
+        return (torch.tensor(levels) * 7 % 255).byte()[:, None, None, None].expand(-1, 3, 16, 16)
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_lost_modes_are_seen(tmp_path: Path, world: World, told: bool) -> None:
+    """What the alerts look at, of pictures that do not depend on the noise."""
+    fields = recipe_fields(world, evaluation=QUICK) | {"out": str(tmp_path / "run")}
+    recipe = load_recipe(write_recipe(tmp_path, fields))
+    assert isinstance(recipe, DistillRecipe)
+    found = quick_measure(recipe, Collapsed(told), ALONE)()
+    assert found["in_batch_similarity"] == pytest.approx(1, abs=1e-6)
+    if not told:
+        assert found["mode_entropy"] == 0
 
 
 def test_the_score_is_that_of_stack_evaluate(tmp_path: Path, world: World, suite: Path) -> None:
