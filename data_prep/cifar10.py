@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from data_prep.imagenet64 import Labelled, labelled_shards
+from data_prep.labelled import Labelled, labelled_shards
 from stack.data.index import Manifest
 from stack.nets.edm_pickle import Call, load_inert
 from stack.util.errors import UserError

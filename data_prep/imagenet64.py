@@ -7,41 +7,17 @@ A folder or a zip of `00000/img00000000.png` and so on beside a `dataset.json` w
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
-
-from data_prep.shards import Sample, ShardFolder, Tally
+from data_prep.labelled import Labelled, labelled_shards
 from stack.data.index import Manifest
 from stack.util.errors import UserError
 from stack.util.files import parse_json, sha256_file
-from stack.util.progress import progress
 
 LABELS = "dataset.json"
-_EXTENSION = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """A picture of a class.
-
-    Args:
-        image: bytes of a PNG, JPEG or WebP file. about: what its json says.
-    """
-
-    key: str
-    image: bytes
-    label: int
-    text: str | None = None
-    about: dict[str, Any] = field(default_factory=dict)
 
 
 def imagenet64(
@@ -90,59 +66,6 @@ def imagenet64(
             samples_per_shard=samples_per_shard,
             overwrite=overwrite,
         )
-
-
-def labelled_shards(
-    picture: Callable[[int], Labelled],
-    count: int,
-    out: Path,
-    origin: dict[str, Any],
-    *,
-    seed: int,
-    samples_per_shard: int,
-    overwrite: bool,
-) -> Manifest:
-    """Write pictures 0 to `count` - 1, in a random order fixed by `seed`, as shards.
-
-    Args:
-        origin: what they are made from; seed and size of the shards are added.
-    """
-    origin = {**origin, "seed": seed, "samples_per_shard": samples_per_shard}
-    folder = ShardFolder(out, origin, overwrite=overwrite)
-    if folder.finished:
-        return Manifest.read(out)
-    order = np.argsort(np.random.Philox(key=seed).random_raw(count), kind="stable")
-    with progress(origin["verb"], total=count, initial=folder.samples) as bar:
-        for number, start in enumerate(range(0, count, samples_per_shard)):
-            name = f"{number:06d}.tar"
-            part = order[start : start + samples_per_shard].tolist()
-            if name not in folder.entries:
-                tally = Tally()
-                folder.write(name, _samples(picture, part, tally), tally)
-                bar.advance(len(part))
-    return folder.finish()
-
-
-def _samples(
-    picture: Callable[[int], Labelled], numbers: Sequence[int], tally: Tally
-) -> Iterator[Sample]:
-    for row in map(picture, numbers):
-        try:
-            with Image.open(io.BytesIO(row.image)) as opened:
-                extension = _EXTENSION[str(opened.format)]
-                tally.sizes[f"{opened.width}x{opened.height}"] += 1
-        except (UnidentifiedImageError, KeyError, TypeError):
-            tally.counts["dropped"] += 1
-            continue
-        members = {
-            extension: row.image,
-            "cls": str(row.label).encode(),
-            "json": json.dumps(row.about, ensure_ascii=False, default=str).encode(),
-        }
-        if row.text is not None:
-            members["txt"] = row.text.encode()
-        # A dot would end the key, a slash would make a folder.
-        yield row.key.replace(".", "_").replace("/", "_"), members
 
 
 def _labels(read: Callable[[str], bytes], source: Path) -> dict[str, int]:

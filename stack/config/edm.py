@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -10,7 +10,6 @@ from stack.config.pretrain import Pretraining
 from stack.config.sections import (
     OPERATIONAL,
     Adam,
-    Count,
     Fraction,
     Positive,
     Rate,
@@ -34,21 +33,24 @@ class EdmModel(Section):
 
     architecture: Literal["ddpm++", "adm"] = "ddpm++"
     """ddpm++: that of CIFAR-10; adm: that of ImageNet-64."""
-    classes: Count = 0
+    classes: int = Field(default=0, ge=0, le=1_000_000)
     """Of the condition; 0 for none."""
-    width: int = Field(default=128, ge=4, multiple_of=4)
+    width: int = Field(default=128, ge=4, le=4096, multiple_of=4)
     """Channels that the multiples are of."""
-    multiples: list[Positive] = Field(default=[2, 2, 2], min_length=1)
+    multiples: list[Annotated[int, Field(ge=1, le=64)]] = Field(
+        default=[2, 2, 2], min_length=1, max_length=8
+    )
     """Channels per level; each level after the first halves the picture."""
-    blocks: Positive = 4
+    blocks: int = Field(default=4, ge=1, le=32)
     """Residual blocks per level."""
-    attention: list[Positive] = Field(default=[16])
-    """Sizes of the feature maps with self-attention."""
+    attention: list[Positive] = Field(default=[16], max_length=8)
+    """Sizes of the feature maps with self-attention, each one that the network has."""
     dropout: Fraction = 0.13
     """Inside residual blocks."""
     augment: Fraction = 0.12
-    """Probability of each of EDM's geometric augmentations (Appendix F.2), of which the network is
-    told, so that it does not make such pictures; 0 for none."""
+    """Probability of each of EDM's geometric augmentations (Appendix F.2, resampled and told as
+    EDM's released code does), of which the network is told, so that it does not make such pictures;
+    every second picture is mirrored besides. 0 for none of all this."""
     log_sigma_mean: float = -1.2
     """Mean of ln(sigma) in training."""
     log_sigma_std: Rate = 1.2

@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from stack.diffusion.karras import SIGMA_DATA
@@ -23,26 +23,49 @@ from stack.diffusion.karras import SIGMA_DATA
 Resample = Callable[[Tensor], Tensor]
 
 
+Multiple = Annotated[int, Field(ge=1, le=64)]
+"""Of the channels."""
+Size = Annotated[int, Field(ge=1, le=1024)]
+"""Of a picture or a feature map, pixels."""
+
+
+def most_levels(size: int) -> int:
+    """Resolutions that a picture of a size can have: each is half of the one before."""
+    return (size & -size).bit_length()
+
+
 class EdmConfig(BaseModel):
     """What determines a network; the names are those of NVIDIA's constructors.
 
     Widths are multiples of ``model_channels``: ``channel_mult`` per resolution, from the full one
     down, ``channel_mult_emb`` of the embedding. ``num_blocks``: residual blocks per resolution.
+    ``attn_resolutions`` may name sizes that the network does not have, as published lists do. The
+    upper bounds are far beyond any such network; a hostile file could ask for anything.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     architecture: Literal["ddpm++", "adm"]
-    img_resolution: int = Field(ge=1)
-    img_channels: int = Field(default=3, ge=1)
-    label_dim: int = Field(default=0, ge=0)
-    augment_dim: int = Field(default=0, ge=0)
-    model_channels: int = Field(ge=4, multiple_of=4)
-    channel_mult: tuple[int, ...] = Field(min_length=1)
-    channel_mult_emb: int = Field(default=4, ge=1)
-    num_blocks: int = Field(ge=1)
-    attn_resolutions: tuple[int, ...]
-    sigma_data: float = Field(default=SIGMA_DATA, gt=0)
+    img_resolution: Size
+    img_channels: int = Field(default=3, ge=1, le=64)
+    label_dim: int = Field(default=0, ge=0, le=1_000_000)
+    augment_dim: int = Field(default=0, ge=0, le=1024)
+    model_channels: int = Field(ge=4, le=4096, multiple_of=4)
+    channel_mult: tuple[Multiple, ...] = Field(min_length=1, max_length=8)
+    channel_mult_emb: Multiple = 4
+    num_blocks: int = Field(ge=1, le=32)
+    attn_resolutions: tuple[Size, ...] = Field(max_length=16)
+    sigma_data: float = Field(default=SIGMA_DATA, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _halves_evenly(self) -> EdmConfig:
+        levels, most = len(self.channel_mult), most_levels(self.img_resolution)
+        if levels > most:
+            raise ValueError(
+                f"channel_mult: {levels} levels, but a picture of {self.img_resolution} pixels can "
+                f"be halved evenly for {most} of them"
+            )
+        return self
 
     @property
     def resolutions(self) -> list[int]:

@@ -7,6 +7,8 @@ pickles that carry Python source; :func:`import_edm` reads the numbers out of on
 from __future__ import annotations
 
 import io
+import math
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from stack.nets.edm import EdmNetwork, edm_network
 from stack.nets.edm_blocks import EdmConfig
-from stack.nets.edm_pickle import Call, load_inert
+from stack.nets.edm_pickle import Call, load_inert, shown
 from stack.util.errors import UserError
 from stack.util.files import read_json, write_json
 from stack.util.retry import reason
@@ -33,6 +35,8 @@ _PARAMETER = "torch._utils._rebuild_parameter"
 _TENSOR = "torch._utils._rebuild_tensor_v2"
 _STORAGE = "torch.storage._load_from_bytes"
 _SCALAR = "numpy.core.multiarray.scalar"
+_NAME = re.compile(r"[A-Za-z0-9_]{1,60}")
+"""Of fields, modules and tensors."""
 
 ALLOWED = frozenset(
     {
@@ -113,10 +117,10 @@ def edm_config(folder: str | Path) -> EdmConfig:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(
-                f"{folder}: {name}: no such file; an EDM network is a folder that stack import-edm "
-                "or stack pretrain makes"
+                f"{folder}: {name}: no such file; an EDM network is a folder that stack fetch "
+                "RECIPE (NVIDIA's), stack import-edm or stack pretrain makes"
             )
-    return _validate(read_json(folder / CONFIG), str(folder / CONFIG))
+    return valid_config(read_json(folder / CONFIG), str(folder / CONFIG))
 
 
 def import_edm(file: Path, out: Path) -> Path:
@@ -126,7 +130,8 @@ def import_edm(file: Path, out: Path) -> Path:
 
     Raises:
         UserError: the file names anything beyond ``ALLOWED``, or is laid out in another way, or
-            is of a network that this project does not have; or ``out`` exists.
+            is of a network that this project does not have, or holds a number that is not
+            finite; or ``out`` exists.
     """
     if out.exists():
         raise UserError(f"{out}: is there already; name a new folder")
@@ -137,9 +142,11 @@ def import_edm(file: Path, out: Path) -> Path:
         raise UserError(f"{file}: no such file") from None
     try:
         config, calls = _network(data, str(file))
-        _fitting(
-            config, 0.0, {name: torch.Size(call.args[2]) for name, call in calls.items()}, file
-        )
+        shapes = {name: torch.Size(call.args[2]) for name, call in calls.items()}
+        _fitting(config, 0.0, shapes, file)
+        count, size = sum(map(math.prod, shapes.values())), file.stat().st_size
+        if count > size:
+            raise ValueError(f"tensors of {count} numbers in {size} bytes")
         weights = {name: _tensor(call, f"{file}: {name}") for name, call in calls.items()}
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         kind = type(error).__name__
@@ -161,13 +168,21 @@ def _save(weights: Mapping[str, Tensor], config: EdmConfig, out: Path) -> Path:
     return out
 
 
-def _validate(values: Any, source: str) -> EdmConfig:
+def valid_config(values: Any, source: str) -> EdmConfig:
+    """A config from its fields' values.
+
+    Raises:
+        UserError: one does not hold, told as "source: field: ...".
+    """
     try:
         return EdmConfig.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) + ": " if first["loc"] else ""
-        raise UserError(f"{source}: {field}{first['msg']} ({first['input']!r})") from None
+        if not first["loc"]:
+            raise UserError(f"{source}: {first['msg'].removeprefix('Value error, ')}") from None
+        # A field's name may come out of a stranger's file.
+        field = ".".join(str(p) if _NAME.fullmatch(str(p)) else shown(p) for p in first["loc"])
+        raise UserError(f"{source}: {field}: {first['msg']} ({shown(first['input'])})") from None
 
 
 def _fitting(
@@ -193,8 +208,14 @@ def _network(data: Any, source: str) -> tuple[EdmConfig, dict[str, Call]]:
     ema = data["ema"]
     kind, state = _module(ema)
     if kind != "EDMPrecond":
-        raise UserError(f"{source}: {kind}: only networks with EDM's preconditioning are known")
-    return _config(state["_init_kwargs"], source), dict(_tensors(ema, "", set()))
+        raise UserError(
+            f"{source}: {shown(kind)}: only networks with EDM's preconditioning are known"
+        )
+    calls: dict[str, Call] = {}
+    for name, call in _tensors(ema, "", set()):
+        if calls.setdefault(name, call) is not call:
+            raise ValueError(f"two tensors are called {name}")
+    return _config(state["_init_kwargs"], source), calls
 
 
 def _module(call: Call) -> tuple[str, dict[str, Any]]:
@@ -211,14 +232,16 @@ def _config(arguments: Mapping[str, Any], source: str) -> EdmConfig:
     given = dict(arguments)
     kind = given.pop("model_type", "DhariwalUNet")
     if kind not in _CONSTRUCTORS:
-        raise UserError(f"{source}: model_type: {kind!r} is none of {', '.join(_CONSTRUCTORS)}")
+        raise UserError(
+            f"{source}: model_type: {shown(kind)} is none of {', '.join(_CONSTRUCTORS)}"
+        )
     for name, known in _KNOWN.items():
         value = given.pop(name, known)
         if value != known:
-            raise UserError(f"{source}: {name}: {value!r}, of which only {known!r} is known")
+            raise UserError(f"{source}: {name}: {shown(value)}, of which only {known!r} is known")
     for name in _OF_TRAINING:
         given.pop(name, None)
-    return _validate(_CONSTRUCTORS[kind] | given, source)
+    return valid_config(_CONSTRUCTORS[kind] | given, source)
 
 
 def _tensors(call: Call, prefix: str, seen: set[Call]) -> Iterator[tuple[str, Call]]:
@@ -227,16 +250,19 @@ def _tensors(call: Call, prefix: str, seen: set[Call]) -> Iterator[tuple[str, Ca
         raise ValueError(f"{prefix} is a module that another one holds too")
     seen.add(call)
     _, state = _module(call)
-    for kind in ("_parameters", "_buffers"):
+    for kind in ("_parameters", "_buffers", "_modules"):
         for name, value in state[kind].items():
-            if value is not None:
-                made = value.args[0] if value.name == _PARAMETER else value
-                if made.name != _TENSOR:
-                    raise TypeError(f"{prefix}{name} is no tensor")
-                yield prefix + name, made
-    for name, child in state["_modules"].items():
-        if child is not None:
-            yield from _tensors(child, f"{prefix}{name}.", seen)
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"{prefix}: {shown(name)} is no name")
+            if value is None:
+                continue
+            if kind == "_modules":
+                yield from _tensors(value, f"{prefix}{name}.", seen)
+                continue
+            made = value.args[0] if value.name == _PARAMETER else value
+            if made.name != _TENSOR:
+                raise TypeError(f"{prefix}{name} is no tensor")
+            yield prefix + name, made
 
 
 def _tensor(call: Call, source: str) -> Tensor:
@@ -252,5 +278,13 @@ def _tensor(call: Call, source: str) -> Tensor:
         raise UserError(f"{source}: refused: {(lines or [reason(error)])[0]}") from None
     if not isinstance(storage, torch.storage.TypedStorage):
         raise UserError(f"{source}: refused: holds a {type(storage).__name__}, not a storage")
-    values = torch.empty(0, dtype=storage.dtype).set_(storage, offset, size, stride)
-    return values.float()
+    numbers = torch.empty(0, dtype=storage.dtype).set_(storage)
+    extent = 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if extent != math.prod(size):
+        raise UserError(f"{source}: refused: strides {shown(stride)} do not fill {tuple(size)}")
+    if not 0 <= offset <= len(numbers) - extent:
+        raise UserError(f"{source}: refused: lies outside its storage of {len(numbers)} numbers")
+    values = numbers.as_strided(size, stride, offset).float()
+    if not values.isfinite().all():
+        raise UserError(f"{source}: refused: holds numbers that are not finite")
+    return values

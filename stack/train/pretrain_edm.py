@@ -48,6 +48,7 @@ class EdmTask(Task):
         self.denoiser, self.weights, self.average, self.draw = denoiser, weights, average, draw
         self.sigmas, self.augmented = sigmas, augmented
         self.seed, self.total = seed, total
+        self.place: Tensor | None = None
 
     def iteration(self, iteration: int, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], bool]:
         [batch] = batches
@@ -61,7 +62,8 @@ class EdmTask(Task):
             x0, told = augment(x0, self.augmented, **key)
         sigma = self.sigmas.draw(role="sigma", **key)
         eps = Noise(**key).normal("eps", x0)
-        self._seed_dropout(key)
+        if self.denoiser.model.style.dropout:
+            self._seed_dropout(iteration, batch.positions)
         prediction = self.denoiser.denoise(x0 + per_sample(sigma, x0) * eps, sigma, batch.c, told)
         weight = edm_loss_weight(sigma, self.denoiser.config.sigma_data)
         loss = denoising_loss(prediction, x0, weight)
@@ -71,11 +73,14 @@ class EdmTask(Task):
             self.average.update()
         return {"loss/denoising": loss.detach(), "grad/edm": norm}, stepped
 
-    def _seed_dropout(self, key: dict[str, Any]) -> None:
+    def _seed_dropout(self, iteration: int, positions: Tensor) -> None:
         """Torch's own generator makes the masks: from the key of this rank's first sample, so that
-        they depend neither on what was drawn before nor on another rank's."""
-        first = key | {"positions": key["positions"][:1]}
-        torch.manual_seed(int(keyed.uniform((), role="dropout", **first) * 2**24))
+        they depend neither on what was drawn before nor on another rank's. A rank's places in the
+        batch stay the same: read off the device once."""
+        if self.place is None:
+            self.place = positions[:1].cpu()
+        key: dict[str, Any] = {"seed": self.seed, "iteration": iteration, "positions": self.place}
+        torch.manual_seed(int(keyed.uniform((), role="dropout", **key) * 2**24))
 
     def summary(self, figures: dict[str, Tensor]) -> dict[str, float]:
         rates = {f"lr/{self.weights.name}": self.weights.lr}

@@ -84,6 +84,89 @@ def test_shipped_recipe(path: Path, tmp_path: Path) -> None:
     assert load_recipe(write(tmp_path / "again.yaml", dump_recipe(recipe))) == recipe
 
 
+TABLE_5: dict[str, dict[str, Any]] = {
+    "cifar10": {
+        "batch_size": 2048,
+        "student_every": 5,
+        "gan.weight": 1e-3,
+        "gan.resolutions": [32, 16, 8],
+        "iterations": 60_000,
+        "teacher.kind": "edm",
+        "guidance": 1,
+        "lr": 1e-4,
+        "weight_decay": 1e-2,
+        "gan.r1_gamma": 1,
+    },
+    "imagenet64": {
+        "batch_size": 512,
+        "student_every": 5,
+        "gan.weight": 3e-3,
+        "gan.resolutions": [8],
+        "iterations": 380_000,
+        "teacher.kind": "edm",
+        "guidance": 1,
+        "lr": 2e-6,
+        "weight_decay": 1e-2,
+        "gan.r1_gamma": 0,
+    },
+    "coyo": {
+        "batch_size": 1024,
+        "student_every": 10,
+        "gan.weight": 1e-3,
+        "gan.resolutions": [8],
+        "iterations": 60_000,
+        "teacher.kind": "sd",
+        "guidance": 1.75,
+        "lr": 1e-5,
+        "weight_decay": 1e-2,
+        "gan.r1_gamma": 1,
+    },
+}
+"""The paper's, row by row; its learning rate and weight decay are every network's."""
+NOT_THE_TABLES = ("small", "1gpu", "24gb", "cfg5", "multires", "phase2")
+OF_THE_TABLE = [
+    path
+    for path in RECIPES
+    if path.stem.split("_")[0] in TABLE_5 and not {*path.stem.split("_")} & {*NOT_THE_TABLES}
+]
+
+
+def value_of(recipe: Any, field: str) -> Any:
+    for part in field.split("."):
+        recipe = getattr(recipe, part)
+    return recipe
+
+
+@pytest.mark.parametrize("path", OF_THE_TABLE, ids=lambda path: path.stem)
+def test_table_5(path: Path) -> None:
+    recipe, row = load_recipe(path), dict(TABLE_5[path.stem.split("_")[0]])
+    assert isinstance(recipe, DistillRecipe)
+    for name in ("lr", "weight_decay"):
+        due, optim = row.pop(name), recipe.optim
+        assert [getattr(n, name) for n in (optim.student, optim.fake, optim.heads)] == [due] * 3
+    assert {field: value_of(recipe, field) for field in row} == row
+
+
+def test_table_5_is_that_of_every_divergence() -> None:
+    families = {name: {path.stem for path in OF_THE_TABLE if name in path.stem} for name in TABLE_5}
+    all_six = ("fkl", "jeffreys", "js", "rkl", "sh", "srkl")
+    assert families["cifar10"] == {f"cifar10_{short}" for short in all_six}
+    assert families["coyo"] == {f"coyo_{short}" for short in all_six}
+    assert families["imagenet64"] == {f"imagenet64_{short}" for short in ("fkl", "js", "rkl")}
+
+
+def test_the_second_phase_of_imagenet64() -> None:
+    first, second = (
+        load_recipe(RECIPES[0].with_name(f"imagenet64_js{n}.yaml")) for n in ("", "_phase2")
+    )
+    assert isinstance(second, DistillRecipe)
+    assert second.init_from == first.out
+    optim = second.optim
+    assert (optim.student.lr, optim.fake.lr, optim.heads.lr) == (5e-7, 5e-7, 5e-7)
+    left = {"name", "out", "init_from", "iterations", "optim"}
+    assert first.model_dump(exclude=left) == second.model_dump(exclude=left)
+
+
 def test_there_are_recipes() -> None:
     assert {"digits_js", "digits_teacher"} <= {path.stem for path in RECIPES}
 

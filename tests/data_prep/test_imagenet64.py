@@ -91,6 +91,27 @@ def test_a_damaged_picture_is_left_out_and_counted(source, tmp_path):
     assert (manifest.samples, manifest.counts) == (COUNT - 1, {"dropped": 1})
 
 
+SIZES = {
+    "one": ([], "64x64 pixels (11)\n"),
+    "two": ([(1, 1)], "64x64 pixels (10), 1x1 pixels (1): training takes squares of one size\n"),
+    "four": (
+        [(1, 1), (2, 2), (2, 2), (3, 3), (3, 3), (3, 3)],
+        "64x64 pixels (5), 3x3 pixels (3), 2x2 pixels (2), 1 of other sizes: training takes "
+        "squares of one size\n",
+    ),
+    "no squares": ([(64, 32)] * COUNT, "64x32 pixels (11): training takes squares of one size\n"),
+}
+
+
+@pytest.mark.parametrize("case", SIZES)
+def test_the_sizes_of_pictures_are_told(case, source, tmp_path, capsys):
+    others, told = SIZES[case]
+    for number, size in enumerate(others):
+        Image.new("RGB", size).save(source / name(number))
+    imagenet64(source, tmp_path / "out")
+    assert capsys.readouterr().err.endswith(f"{tmp_path / 'out'}: {told}")
+
+
 LABELS = {
     "none": ({"labels": None}, "labels: must be a list of"),
     "a list": ([], "labels: must be a list of"),

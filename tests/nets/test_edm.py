@@ -237,11 +237,19 @@ def test_blocks_are_distinct_and_hold_most_weights() -> None:
     assert held > 0.8 * sum(p.numel() for p in network.parameters())
 
 
-def test_runs_on_the_meta_device() -> None:
+@every_config
+def test_runs_on_the_meta_device(name: str) -> None:
     with torch.device("meta"):
-        network = EdmDenoiser(edm_network(CONFIGS["adm"]), SCHEDULE)
-        x_t, t, c = torch.empty(2, 3, 16, 16), torch.zeros(2, dtype=torch.int64), torch.empty(2, 4)
+        network = EdmDenoiser(edm_network(CONFIGS[name]), SCHEDULE, resolutions=(8, 16))
+        x_t, t = torch.empty(2, 3, 16, 16), torch.zeros(2, dtype=torch.int64)
+        c = torch.empty(2, CONFIGS[name].label_dim)
     assert network(x_t, t, c).shape == (2, 3, 16, 16)
+    x0, features = network.x0_and_features(x_t, t, c)
+    assert x0.shape == (2, 3, 16, 16)
+    for found in (features, network.features(x_t, t, c)):
+        shapes = zip(network.feature_channels, (8, 16), strict=True)
+        assert [f.shape for f in found] == [(2, width, size, size) for width, size in shapes]
+        assert all(f.is_meta for f in found)
 
 
 def test_learns_two_points_and_samples_them() -> None:

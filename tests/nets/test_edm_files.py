@@ -216,8 +216,12 @@ def test_arguments_that_a_file_leaves_out_are_those_of_its_constructor(
     assert load_edm(import_edm(file, tmp_path / "net")).config == config
 
 
+NESTED_LISTS: list[Any] = []
+for _ in range(60):
+    NESTED_LISTS = [NESTED_LISTS, NESTED_LISTS]
+
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "preconditioning": ({"kind": "VPPrecond"}, "VPPrecond: only networks with EDM's"),
+    "preconditioning": ({"kind": "VPPrecond"}, "'VPPrecond': only networks with EDM's"),
     "architecture": ({"model_type": "UViT"}, "model_type: 'UViT' is none of SongUNet, Dhariwal"),
     "NCSN++": ({"embedding_type": "fourier"}, "embedding_type: 'fourier', of which only 'positio"),
     "filter": ({"resample_filter": [1, 3, 3, 1]}, r"resample_filter: \[1, 3, 3, 1\], of which"),
@@ -225,6 +229,23 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "type": ({"num_blocks": "one"}, "num_blocks: Input should be a valid integer"),
     "more blocks": ({"num_blocks": 2}, r"model\.enc\.\S+: absent, but by the network's config"),
     "wider": ({"model_channels": 16}, r"\(8, 3, 3, 3\), but by the network's config \(16, 3,"),
+    "levels of no width": ({"channel_mult": [0]}, r"channel_mult\.0: Input should be gre.* \(0\)"),
+    "many blocks": ({"num_blocks": 10**9}, "num_blocks: Input should be less than or equal to 32"),
+    "many levels": ({"channel_mult": [1] * 12}, "channel_mult: Tuple should have at most 8 items"),
+    "wide": ({"model_channels": 2**40}, "model_channels: Input should be less than or equal to"),
+    "large": ({"img_resolution": 2**40}, "img_resolution: Input should be less than or equal to"),
+    "halved too often": ({"channel_mult": [1] * 6}, "channel_mult: 6 levels, but .* for 5 of them"),
+    "an odd size": ({"img_resolution": 20, "channel_mult": [1] * 4}, "4 levels, but .* 20 pixels"),
+    "attention of no size": ({"attn_resolutions": [0]}, r"attn_resolutions\.0: Input should be gr"),
+    "a long argument": (
+        {"resample_filter": [1] * 500_000},
+        r"resample_filter: \[1, .*\.\.\.\], of",
+    ),
+    "a long name": ({"x\x1b" * 500_000: 1}, r"'x\\x1bx\\x1b.*\.\.\.\S+': Extra inputs"),
+    "long and nested": (
+        {"num_blocks": NESTED_LISTS},
+        "num_blocks: Input should be a valid integer",
+    ),
     "fewer classes": ({"label_dim": 0}, r"model\.map_label\.weight: \(8, 10\), but .* absent"),
 }
 
@@ -234,8 +255,9 @@ def test_another_network_is_refused(case: str, tmp_path: Path) -> None:
     given, message = WRONG[case]
     file = tmp_path / "net.pkl"
     file.write_bytes(nvidia_pickle(network(CONFIGS["ddpm++"]), **given))
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as refusal:
         import_edm(file, tmp_path / "out")
+    assert len(str(refusal.value)) < 300 + len(str(tmp_path))
     assert list(tmp_path.iterdir()) == [file]
 
 

@@ -6,7 +6,6 @@ import builtins
 import io
 import os
 import pickle
-import pickletools
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -16,15 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from stack.nets.edm_blocks import CIFAR10
 from stack.nets.edm_files import import_edm
 from stack.nets.edm_pickle import Call, load_inert
 from stack.util.errors import UserError
-from tests.nets.test_edm_files import Persistent, network, nvidia, nvidia_pickle
+from tests.nets.test_edm_files import Persistent, nvidia
 
-CONFIG = CIFAR10.model_copy(
-    update={"img_resolution": 4, "model_channels": 4, "num_blocks": 1, "channel_mult": (1,)}
-)
 RECONSTRUCT = b"ctorch_utils.persistence\n_reconstruct_persistent_obj\n"
 
 
@@ -106,6 +101,11 @@ EVIL: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "the memo": (by_memo, r"os\.system"),
     "a module's state": (in_the_state_of_a_module, r"posix\.system"),
     "numpy's own loader": (dumped(lambda s: Run(np.load, str(s))), r"numpy\S*\.load"),
+    "escapes of a terminal": (
+        lambda s: stacked(text("os\x1b[2J"), text("system"), command(s)),
+        r"os\\x1b\[2J\.system",
+    ),
+    "a long name": (lambda s: stacked(text("o" * 10**6), text("s"), command(s)), r"o+\.\.\.o+\.s"),
 }
 """Bytes of a file, and the name that the refusal gives."""
 
@@ -115,9 +115,28 @@ def test_other_names_are_refused(case: str, tmp_path: Path) -> None:
     make, name = EVIL[case]
     sentinel, file = tmp_path / "ran", tmp_path / "evil.pkl"
     file.write_bytes(make(sentinel))
-    with pytest.raises(UserError, match=rf"evil\.pkl: {name}: .* refused"):
+    with pytest.raises(UserError, match=rf"evil\.pkl: '{name}': .* refused") as refusal:
         import_edm(file, tmp_path / "out")
+    assert len(str(refusal.value)) < 300 + len(str(tmp_path))
     assert list(tmp_path.iterdir()) == [file]
+
+
+TAKEN_BY_PICKLE: dict[str, tuple[bytes, str]] = {
+    "a second pickle": (pickle.dumps({}) + pickle.dumps({}), "more follows the pickle"),
+    "a byte": (pickle.dumps({}) + b"\n", "more follows the pickle"),
+    "a far place of the memo": (b"\x80\x04Nr\xff\xff\xff\x7f.", "place 2147483647 of the memo, 1"),
+    "such a place in text": (b"Np123456789\n.", "place 123456789 of the memo, 1"),
+}
+"""Harmless but for what pickle does about it: bytes of a file, and the refusal."""
+
+
+@pytest.mark.parametrize("case", TAKEN_BY_PICKLE)
+def test_what_pickle_would_take_is_refused(case: str, tmp_path: Path) -> None:
+    data, message = TAKEN_BY_PICKLE[case]
+    file = tmp_path / "odd.pkl"
+    file.write_bytes(data)
+    with pytest.raises(UserError, match=rf"odd\.pkl: {message}.* refused"):
+        import_edm(file, tmp_path / "out")
 
 
 BROKEN = {
@@ -161,60 +180,25 @@ def test_a_module_that_two_others_hold_is_refused(tmp_path: Path) -> None:
         import_edm(file, tmp_path / "out")
 
 
-def legacy(value: object) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(value, buffer, _use_new_zipfile_serialization=False)
-    return buffer.getvalue()
-
-
-def zipped(value: object) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()
-
-
-NESTED: dict[str, tuple[Callable[[Path], bytes], str]] = {
-    "torch.save, legacy": (lambda s: legacy(touch(s)), r"GLOBAL posix\.system"),
-    "torch.save, zip": (lambda s: zipped(touch(s)), r"GLOBAL posix\.system"),
-    "a plain pickle": (lambda s: pickle.dumps(touch(s), 2), "refused"),
-    "a call beside the storage": (
-        lambda s: legacy({"a": torch.zeros(4), "b": touch(s)}),
-        r"GLOBAL posix\.system",
-    ),
-    "a tensor": (lambda s: legacy(torch.zeros(4)), "holds a Tensor, not a storage"),
-    "a number": (lambda s: legacy(3), "holds a int, not a storage"),
-    "nothing": (lambda s: b"", "refused: EOFError"),
+NAMES = {
+    "two tensors": ({"weight": torch.zeros(1)}, {"weight": torch.ones(1)}, "called weight"),
+    "a path": ({"a.weight": torch.zeros(1)}, {}, r"'a\.weight' is no name"),
+    "an escape": ({"\x1b[2J": torch.zeros(1)}, {}, r"'\\x1b\[2J' is no name"),
+    "a number": ({3: torch.zeros(1)}, {}, "TypeError"),
 }
-"""Bytes in place of a tensor's storage, and what the refusal says."""
+"""Parameters and buffers of one module, and what the refusal says."""
 
 
-@pytest.mark.parametrize("case", NESTED)
-def test_what_a_storages_bytes_hold_is_checked_likewise(case: str, tmp_path: Path) -> None:
-    make, message = NESTED[case]
-    sentinel, file = tmp_path / "ran", tmp_path / "net.pkl"
-    good, evil = nvidia_pickle(network(CONFIG)), make(sentinel)
-    raw = next(
-        argument
-        for operator, argument, _ in pickletools.genops(good)
-        if operator.name == "BINBYTES"
-    )
-    old, new = (b"B" + struct.pack("<I", len(data)) + data for data in (raw, evil))
-    assert old in good
-    # Frames of protocol 4 say how long they are: written anew without.
-    file.write_bytes(unframed(good).replace(old, new, 1))
-    with pytest.raises(UserError, match=rf"net\.pkl: model\.\S+: .*{message}"):
+@pytest.mark.parametrize("case", NAMES)
+def test_a_name_stands_for_one_tensor(case: str, tmp_path: Path) -> None:
+    parameters, buffers, message = NAMES[case]
+    state = {"_parameters": parameters, "_buffers": buffers, "_modules": {}}
+    file = tmp_path / "odd.pkl"
+    with nvidia():
+        made = Persistent("EDMPrecond", state | {"_init_kwargs": {"img_resolution": 4}}, "")
+        file.write_bytes(pickle.dumps({"ema": made}))
+    with pytest.raises(UserError, match=rf"odd\.pkl: not laid out .*{message}"):
         import_edm(file, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == [file]
-
-
-def unframed(data: bytes) -> bytes:
-    """The same pickle without FRAME opcodes."""
-    parts, start = [], 0
-    for operator, _, place in pickletools.genops(data):
-        if operator.name == "FRAME":
-            parts.append(data[start:place])
-            start = place + 9
-    return b"".join([*parts, data[start:]])
 
 
 def test_calls_keep_their_arguments_and_state() -> None:

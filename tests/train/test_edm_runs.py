@@ -18,6 +18,7 @@ from stack.fdistill.algorithm import FDistill, Noise
 from stack.nets.edm import EdmDenoiser
 from stack.nets.edm_files import load_edm
 from stack.train.build_distill import build_distill
+from stack.train.build_edm import build_edm_teacher
 from stack.train.build_pictures import teacher_and_student
 from tests.cli.refusal import refused
 from tests.edm_world import (
@@ -132,13 +133,15 @@ def test_export_and_sample(
 
 
 def test_a_warm_start_takes_the_weights(tmp_path: Path, edm_world: EdmWorld, edm_run: Path) -> None:
-    """The second phase of ImageNet-64."""
+    """The second phase of ImageNet-64: all three networks'."""
     recipe = write_recipe(tmp_path, distill_fields(edm_world, init_from=str(edm_run)))
-    assert main(["distill", str(recipe), "iterations=1", "optim.student.lr=1e-9"]) == 0
+    still = [f"optim.{network}.lr=1e-9" for network in ("student", "fake", "heads")]
+    assert main(["distill", str(recipe), "iterations=1", *still]) == 0
     (now, _), (before, _) = state_of(tmp_path / "run"), state_of(edm_run)
-    names = [name for name in now if name.startswith("student.") and "optimizer" not in name]
-    assert names
-    assert all(torch.allclose(now[name], before[name], atol=1e-6) for name in names)
+    for network in ("student.", "fake.", "heads."):
+        names = [name for name in now if name.startswith(network) and "optimizer" not in name]
+        assert names
+        assert all(torch.allclose(now[name], before[name], atol=1e-6) for name in names)
 
 
 def test_micro_batches_change_nothing(tmp_path: Path, edm_world: EdmWorld, edm_run: Path) -> None:
@@ -174,6 +177,47 @@ def test_pretraining_resumes_exactly(
     torch.manual_seed(123)
     assert main(["pretrain", str(recipe), "--resume"]) == 0
     assert_same_state(run, edm_teacher_run)
+
+
+def steps_of_pretraining(folder: Path, edm_world: EdmWorld, *overrides: str) -> int:
+    """Two iterations; how often torch's own generator was another after one."""
+    recipe = load_recipe(write_recipe(folder, pretrain_edm_fields(edm_world)), overrides)
+    job, _ = build_edm_teacher(recipe)  # type: ignore[arg-type]
+    changes = 0
+    for iteration in range(2):
+        before = torch.get_rng_state()
+        job.task.iteration(iteration, job.source.take())
+        changes += not torch.equal(torch.get_rng_state(), before)
+    return changes
+
+
+@pytest.mark.parametrize(("dropout", "changes"), [(0.0, 0), (0.13, 2)])
+def test_torchs_generator_is_for_dropout_alone(
+    tmp_path: Path, edm_world: EdmWorld, dropout: float, changes: int
+) -> None:
+    assert steps_of_pretraining(tmp_path, edm_world, f"edm.dropout={dropout}") == changes
+
+
+NO_NETWORK = [
+    (
+        "edm.multiples=[1, 1, 1, 1, 1]",
+        "edm.multiples: [1, 1, 1, 1, 1]: 5 levels, but pict",
+    ),
+    ("edm.attention=[4, 7]", "edm.attention: 7: the network has feature maps of sizes 8, 4"),
+    ("edm.blocks=33", "edm.blocks: should be less than or equal to 32"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), NO_NETWORK)
+def test_a_teacher_that_cannot_be_is_refused(
+    tmp_path: Path,
+    edm_world: EdmWorld,
+    capsys: pytest.CaptureFixture[str],
+    override: str,
+    message: str,
+) -> None:
+    recipe = write_recipe(tmp_path, pretrain_edm_fields(edm_world))
+    assert message in refused(capsys, "pretrain", recipe, override)
 
 
 def test_the_trained_teacher_is_distilled(
