@@ -41,8 +41,9 @@ class Plan(Section):
     """Overrides in all runs; an axis' own come after these."""
     axes: dict[str, dict[str, Variant]] = Field(min_length=1)
     """Axis -> value -> overrides (a list), or recipe and overrides."""
-    baseline: dict[str, str]
-    """What a cell is compared with: itself with these values of these axes."""
+    baseline: list[dict[str, str]]
+    """What a cell is compared with: itself with these values of these axes. Several, as a list,
+    are compared with one by one."""
     evaluate: dict[str, Option] | None = Field(default_factory=dict)
     """Options of stack evaluate, such as samples: 5000; null: do not evaluate."""
     metrics: dict[str, str] = Field(min_length=1)
@@ -69,17 +70,25 @@ class Plan(Section):
             for axis, values in axes.items()
         }
 
+    @field_validator("baseline", mode="before")
+    @classmethod
+    def _one(cls, baseline: object) -> object:
+        """One baseline need not be a list; an empty one is none."""
+        return [baseline] * bool(baseline) if isinstance(baseline, dict) else baseline
+
     @model_validator(mode="after")
     def _whole(self) -> Plan:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: {self.seeds} has one twice")
-        for axis, value in self.baseline.items():
+        for axis, value in (pair for baseline in self.baseline for pair in baseline.items()):
             if axis not in self.axes:
                 raise ValueError(f"baseline: {axis}: not an axis ({', '.join(self.axes)})")
             if value not in self.axes[axis]:
                 raise ValueError(
                     f"baseline: {axis}: {value}: not a value of it ({', '.join(self.axes[axis])})"
                 )
+        if any(not baseline or self.baseline.count(baseline) > 1 for baseline in self.baseline):
+            raise ValueError(f"baseline: {self.baseline} has one twice, or an empty one")
         slugs = [slug(cell) for cell in self.cells()]
         twice = {name for name in slugs if slugs.count(name) > 1}
         if twice:
@@ -90,10 +99,12 @@ class Plan(Section):
         """Every combination of one value per axis, in the file's order."""
         return list(product(*self.axes.values()))
 
-    def base_of(self, cell: tuple[str, ...]) -> tuple[str, ...]:
-        """The cell that one is compared with; itself, where it is a baseline."""
-        values = zip(self.axes, cell, strict=True)
-        return tuple(self.baseline.get(axis, value) for axis, value in values)
+    def bases_of(self, cell: tuple[str, ...]) -> list[tuple[str, ...]]:
+        """The cells that one is compared with, baseline by baseline; itself, where it is one."""
+        values = list(zip(self.axes, cell, strict=True))
+        return [
+            tuple(baseline.get(axis, value) for axis, value in values) for baseline in self.baseline
+        ]
 
     def variants(self, cell: tuple[str, ...]) -> list[Variant]:
         """What sets a cell apart, axis by axis."""

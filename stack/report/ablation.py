@@ -54,16 +54,10 @@ def paired(
     ratio: bool = True,
     method: Literal["t", "bootstrap"] = "t",
 ) -> Paired | None:
-    """Compare values by seed; None where no seed has both.
-
-    Raises:
-        ValueError: a ratio of values that are not above zero.
-    """
+    """Compare values by seed; None where no seed has both, or one of a ratio is not above zero."""
     pairs = [(ours[seed], base[seed]) for seed in sorted(ours.keys() & base.keys())]
-    if not pairs:
+    if not pairs or (ratio and min(map(min, pairs)) <= 0):
         return None
-    if ratio and min(map(min, pairs)) <= 0:
-        raise ValueError("ratios need values above zero; compare differences")
     differences = np.array([log(a) - log(b) if ratio else a - b for a, b in pairs])
     centre, n = float(differences.mean()), len(pairs)
     low, high = _interval(differences, method) if n > 1 else (nan, nan)
@@ -111,12 +105,12 @@ class Layout:
     """What a table is of.
 
     Args:
-        axes: axis -> its values. base: cell -> the cell it is compared with. metrics: in order.
-        ratio, method: as :func:`paired` takes them.
+        axes: axis -> its values. bases: cell -> the cells it is compared with, itself where it is
+            a baseline. metrics: in order. ratio, method: as :func:`paired` takes them.
     """
 
     axes: Mapping[str, Sequence[str]]
-    base: Mapping[Cell, Cell]
+    bases: Mapping[Cell, Sequence[Cell]]
     metrics: Sequence[str]
     ratio: bool = True
     method: Literal["t", "bootstrap"] = "t"
@@ -132,20 +126,22 @@ def of_metric(scores: Scores, cell: Cell, metric: str) -> dict[int, float]:
 
 
 def result_rows(layout: Layout, scores: Scores) -> Iterator[dict[str, Any]]:
-    """One row per cell and metric that there is a value of, as in table.csv."""
-    for cell in layout.cells:
-        for metric in layout.metrics:
-            ours = of_metric(scores, cell, metric)
-            if not ours:
-                continue
-            found, against = spread(list(ours.values())), _against(layout, scores, cell, metric)
+    """A row per cell, metric and baseline that there is a value of, as in table.csv; one without a
+    comparison for a cell that is compared with none."""
+    for cell, metric in product(layout.cells, layout.metrics):
+        ours = of_metric(scores, cell, metric)
+        if not ours:
+            continue
+        found = spread(list(ours.values()))
+        for base in _others(layout, cell) or layout.bases[cell][:1] or [()]:
+            against = _against(layout, scores, cell, base, metric)
             yield {
                 **dict(zip(layout.axes, cell, strict=True)),
                 "metric": metric,
                 "mean": found.mean,
                 "deviation": _finite(found.deviation),
                 "seeds": found.count,
-                "baseline": " / ".join(layout.base[cell]),
+                "baseline": " / ".join(base),
                 "compared": against.value if against else None,
                 "low": _finite(against.low) if against else None,
                 "high": _finite(against.high) if against else None,
@@ -158,8 +154,12 @@ def _finite(value: float) -> float | None:
     return value if isfinite(value) else None
 
 
-def _against(layout: Layout, scores: Scores, cell: Cell, metric: str) -> Paired | None:
-    base = layout.base[cell]
+def _others(layout: Layout, cell: Cell) -> list[Cell]:
+    """What a cell is compared with, besides itself."""
+    return [base for base in dict.fromkeys(layout.bases[cell]) if base != cell]
+
+
+def _against(layout: Layout, scores: Scores, cell: Cell, base: Cell, metric: str) -> Paired | None:
     if base == cell:
         return None
     ours, theirs = (of_metric(scores, which, metric) for which in (cell, base))
@@ -174,7 +174,7 @@ def markdown(title: str, layout: Layout, scores: Scores, *, notes: Sequence[str]
         f"# {title}",
         "",
         f"Mean ± standard deviation over seeds {', '.join(map(str, seeds)) or '(none yet)'}; "
-        f"below it the {kind} to the baseline on the same seeds with its 95 % interval "
+        f"below it the {kind} to a baseline on the same seeds with its 95 % interval "
         f"({'Student’s t' if layout.method == 't' else 'bootstrap'}).",
         *(f"{note}" for note in notes),
     ]
@@ -187,25 +187,43 @@ def markdown(title: str, layout: Layout, scores: Scores, *, notes: Sequence[str]
         for value in layout.axes[first]:
             cells = [_told(layout, scores, (value, *column), metric) for column in columns]
             lines.append(f"| {value} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        lines += ["", *_rankings(layout, scores, columns, metric)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _rankings(
+    layout: Layout, scores: Scores, columns: Sequence[Cell], metric: str
+) -> Iterator[str]:
+    """The first axis' values of each column in the order of their means, lowest first."""
+    values = next(iter(layout.axes.values()))
+    for column in columns:
+        found = {value: of_metric(scores, (value, *column), metric) for value in values}
+        means = {value: spread(list(own.values())).mean for value, own in found.items() if own}
+        if len(means) > 1:
+            where = f"{' / '.join(column)}: " if column else ""
+            yield f"* {where}{' < '.join(sorted(means, key=means.__getitem__))}, by mean"
 
 
 def _told(layout: Layout, scores: Scores, cell: Cell, metric: str) -> str:
+    """Mean and spread, and a line for each baseline, which is named where there are several."""
     values = list(of_metric(scores, cell, metric).values())
     if not values:
         return "–"
     found = spread(values)
-    text = f"{found.mean:.4g}"
-    if len(values) > 1:
-        text += f" ± {found.deviation:.2g}"
-    if layout.base[cell] == cell:
-        return f"{text}<br>baseline"
-    against = _against(layout, scores, cell, metric)
-    if against is None:
-        return text
-    form = "×{:.3f}".format if layout.ratio else "{:+.4g}".format
-    ends = "{:.3f}".format if layout.ratio else "{:+.4g}".format
-    told = form(against.value)
+    parts = [f"{found.mean:.4g}" + (f" ± {found.deviation:.2g}" if len(values) > 1 else "")]
+    if cell in layout.bases[cell]:
+        parts.append("baseline")
+    for base in _others(layout, cell):
+        if against := _against(layout, scores, cell, base, metric):
+            apart = [theirs for ours, theirs in zip(cell, base, strict=True) if ours != theirs]
+            whose = f" of {' / '.join(apart)}" if len(layout.bases[cell]) > 1 else ""
+            parts.append(_compared(against, layout.ratio) + whose)
+    return "<br>".join(parts)
+
+
+def _compared(against: Paired, ratio: bool) -> str:
+    form = "{:.3f}" if ratio else "{:+.4g}"
+    told = f"{'×' if ratio else ''}{form.format(against.value)}"
     if against.count > 1:
-        told += f" [{ends(against.low)}, {ends(against.high)}]"
-    return f"{text}<br>{told}"
+        told += f" [{form.format(against.low)}, {form.format(against.high)}]"
+    return told

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,15 @@ _LONG = 20
 """Logged rows that make "for long"."""
 _SHORT = 3
 """Quick evaluations, of which there are few, whose median is the present value."""
+_TWICE = 2
+"""Windows in a row, each a row further, that must be wrong."""
+_NOISE = 0.02
+"""Of what a distance has fallen by: how far it may rise again, for of few pictures it is not known
+better than that."""
 _KEPT = 2000
 """Rows of each figure that a run remembers while it trains."""
+RATE, SPREAD = "lr/student", "h/variance"
+"""They tell how long the warm-ups last."""
 
 
 @dataclass(frozen=True)
@@ -28,19 +35,20 @@ class Rule:
 
     Args:
         name: of the alert. figure: that is logged, and looked at.
-        judge: says what is wrong with the figure's curve so far.
+        judge: says what is wrong with the figure's curve so far, of a run that was warm from the
+            given iteration on.
     """
 
     name: str
     figure: str
-    judge: Callable[[Curve], Verdict]
+    judge: Callable[[Curve, float], Verdict]
 
 
-def stays(bound: float, words: str, *, above: bool = True) -> Callable[[Curve], Verdict]:
-    """Whether every one of the last _LONG values is at or beyond a bound; words take their
-    mean and the first iteration of them."""
+def stays(bound: float, words: str, *, above: bool = True) -> Callable[[Curve, float], Verdict]:
+    """Whether every one of the last _LONG values is at or beyond a bound, in a warm-up too; words
+    take their mean and the first iteration of them."""
 
-    def judge(curve: Curve) -> Verdict:
+    def judge(curve: Curve, _warm: float) -> Verdict:
         last = curve.values[-_LONG:]
         if len(last) < _LONG or not ((last >= bound) if above else (last <= bound)).all():
             return None
@@ -49,36 +57,47 @@ def stays(bound: float, words: str, *, above: bool = True) -> Callable[[Curve], 
     return judge
 
 
-def rises(by: float, words: str, *, window: int = _LONG) -> Callable[[Curve], Verdict]:
+def rises(by: float, words: str, *, window: int = _LONG) -> Callable[[Curve, float], Verdict]:
     """Whether the median of the last values is so far above that of an earlier window; words take
-    the lowest, its iteration, and the present one."""
-    return _moves(lambda now, lowest: now >= lowest + by, words, window, sign=1)
+    the lowest, its iteration, and the present one.
+
+    Only what comes after the warm-up is judged, for a student that is still warming up spreads out
+    and draws together again; what it has lost by then is told at its end, for the lowest may be of
+    before."""
+    return _moves(lambda now, lowest, _: now >= lowest + by, words, window, sign=1)
 
 
-def falls(to: float, words: str, *, window: int = _LONG) -> Callable[[Curve], Verdict]:
-    """Whether it is at most this share of the highest before; words as for :func:`rises`."""
-    return _moves(lambda now, highest: now <= to * highest, words, window, sign=-1)
+def falls(to: float, words: str, *, window: int = _LONG) -> Callable[[Curve, float], Verdict]:
+    """Whether it is at most this share of the highest before; as :func:`rises`."""
+    return _moves(lambda now, highest, _: now <= to * highest, words, window, sign=-1)
 
 
-def grows(to: float, words: str, *, window: int = _LONG) -> Callable[[Curve], Verdict]:
-    """Whether it is at least so many times the lowest before; words as for :func:`rises`."""
-    return _moves(lambda now, lowest: now >= to * lowest, words, window, sign=1)
+def grows(to: float, words: str, *, window: int = _LONG) -> Callable[[Curve, float], Verdict]:
+    """Whether it is at least so many times the lowest before, and more of the fall to that is lost
+    than noise explains; as :func:`rises`."""
+
+    def wrong(now: float, lowest: float, highest: float) -> bool:
+        return now >= to * lowest and now - lowest >= _NOISE * (highest - lowest)
+
+    return _moves(wrong, words, window, sign=1)
 
 
 def _moves(
-    wrong: Callable[[float, float], bool], words: str, window: int, *, sign: int
-) -> Callable[[Curve], Verdict]:
-    def judge(curve: Curve) -> Verdict:
-        if len(curve.values) < 2 * window:
+    wrong: Callable[[float, float, float], bool], words: str, window: int, *, sign: int
+) -> Callable[[Curve, float], Verdict]:
+    recent = window + _TWICE - 1  # Rows of the windows that are judged.
+
+    def judge(curve: Curve, warm: float) -> Verdict:
+        if len(curve.values) < window + recent or curve.steps[-recent] < warm:
             return None
         sliding = np.lib.stride_tricks.sliding_window_view(curve.values, window)
         medians = np.median(sliding, axis=1)
-        earlier = sign * medians[: -window or None]
+        earlier = sign * medians[:-recent]
         at = int(earlier.argmin())
-        best, now = float(medians[at]), float(medians[-1])
-        if not wrong(now, best):
+        best, worst = float(medians[at]), float(medians[earlier.argmax()])
+        if not all(wrong(float(now), best, worst) for now in medians[-_TWICE:]):
             return None
-        return words.format(best, int(curve.steps[at + window - 1]), now)
+        return words.format(best, int(curve.steps[at + window - 1]), float(medians[-1]))
 
     return judge
 
@@ -156,8 +175,8 @@ FIGURES = tuple(dict.fromkeys(rule.figure for rule in RULES))
 
 def alerts(history: History) -> list[tuple[str, str]]:
     """Name and words of every sign that the end of a log shows."""
-    found = _judge({name: history.curve(name) for name in FIGURES})
-    return [(rule.name, words) for rule, words in found]
+    curves = {name: history.curve(name) for name in (*FIGURES, RATE, SPREAD)}
+    return [(rule.name, words) for rule, words in _judge(curves, FIGURES)]
 
 
 class Watch:
@@ -165,23 +184,37 @@ class Watch:
 
     def __init__(self) -> None:
         self._seen: dict[str, deque[tuple[int, float]]] = {
-            name: deque(maxlen=_KEPT) for name in FIGURES
+            name: deque(maxlen=_KEPT) for name in (*FIGURES, RATE, SPREAD)
         }
         self._on: set[Rule] = set()
 
     def look(self, step: int, row: Mapping[str, Any]) -> list[tuple[str, str]]:
         """Take in a logged row; the signs that are there now and were not a row before."""
-        fresh = [name for name in FIGURES if np.isfinite(row.get(name, np.nan))]
+        fresh = [name for name in self._seen if np.isfinite(row.get(name, np.nan))]
         for name in fresh:
             self._seen[name].append((step, float(row[name])))
-        curves = {name: Curve(*np.array(self._seen[name], float).T) for name in fresh}
-        found = _judge(curves)
+        curves = {
+            name: Curve(*np.array(seen, float).reshape(-1, 2).T)
+            for name, seen in self._seen.items()
+            if name in (*fresh, RATE, SPREAD)
+        }
+        found = _judge(curves, fresh)
         new = [(rule.name, words) for rule, words in found if rule not in self._on]
-        self._on = {rule for rule in self._on if rule.figure not in curves}
+        self._on = {rule for rule in self._on if rule.figure not in fresh}
         self._on |= {rule for rule, _ in found}
         return new
 
 
-def _judge(curves: Mapping[str, Curve]) -> list[tuple[Rule, str]]:
-    judged = ((rule, rule.judge(curves[rule.figure])) for rule in RULES if rule.figure in curves)
+def _judge(curves: Mapping[str, Curve], of: Sequence[str]) -> list[tuple[Rule, str]]:
+    """Args: of: the figures that are judged."""
+    warm = _warm(curves[RATE], curves[SPREAD])
+    judged = ((rule, rule.judge(curves[rule.figure], warm)) for rule in RULES if rule.figure in of)
     return [(rule, words) for rule, words in judged if words]
+
+
+def _warm(rate: Curve, spread: Curve) -> float:
+    """The iteration at which both warm-ups were over: the student's, at whose end its learning rate
+    is highest, and the ratio's, during which h is 1; as far as the log tells."""
+    highest = [rate.steps[rate.values.argmax()]] if rate else []
+    varied = spread.steps[spread.values > 0][:1]  # None where h is always 1.
+    return float(max((*highest, *varied), default=0))

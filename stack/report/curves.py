@@ -53,7 +53,7 @@ class Chart:
         exact: the lines have no noise; draw them as they are.
         band: low, middle, high over the same iterations; the middle is smoothed like a line.
         log: logarithmic if every value is above zero and they span a factor of three.
-        reference: a value to compare with, drawn as a dashed line.
+        references: values to compare with, drawn as dashed lines.
         limits: ends of a linear y axis, None for an end that follows the values.
         marks: iterations marked by a thin upright line, e.g. restarts.
     """
@@ -63,7 +63,7 @@ class Chart:
     exact: bool = False
     band: Sequence[Curve] = ()
     log: bool = False
-    reference: float | None = None
+    references: Sequence[float] = ()
     limits: tuple[float | None, float | None] = (None, None)
     marks: Sequence[float] = ()
 
@@ -98,6 +98,15 @@ def binned(curve: Curve, points: int = _POINTS) -> Curve:
         )
     ]
     return Curve(*np.array(pairs).T)
+
+
+def trend(curve: Curve, *, log: bool = False) -> Curve:
+    """The moving average over a thirtieth of the curve, but five rows at least; for a log scale of
+    the logarithms, for there a spike would lift an arithmetic mean as long as it is in the window.
+    """
+    values = np.log(curve.values) if log else curve.values
+    found = binned(Curve(curve.steps, smooth(values, max(5, len(curve.steps) // 30))))
+    return Curve(found.steps, np.exp(found.values)) if log else found
 
 
 def chart_svg(chart: Chart, *, salt: str) -> str:
@@ -135,7 +144,7 @@ def plain_number(value: float) -> str:
     if value == 0:
         return "0"
     exponent = int(np.floor(np.log10(abs(value)) + 1e-9))
-    if -3 <= exponent < 4:
+    if -4 <= exponent < 4:
         return f"{value:.6g}"
     if 4 <= exponent < 6:
         return f"{value / 1000:.6g}k"
@@ -144,60 +153,58 @@ def plain_number(value: float) -> str:
     return power if mantissa == 1 else f"{mantissa:.6g}·{power}"
 
 
+def log_ticks(low: float, high: float) -> LogLocator:
+    """Of a logarithmic axis: powers of ten, with 2 and 5 between where those are few."""
+    return LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,), numticks=7)
+
+
+def dressed(axes: Axes, above: str, below: str) -> None:
+    """Light rules behind what is drawn, short numbers, and words at the ends of both axes."""
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: plain_number(value)))
+        axis.set_minor_locator(NullLocator())
+    axes.grid(axis="y", color=RULE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(which="both", length=0, pad=5)
+    for side in ("top", "left", "right"):
+        axes.spines[side].set_visible(False)
+    axes.text(0, 1.06, above, transform=axes.transAxes, ha="left", va="bottom")
+    axes.set_xlabel(below, loc="right", labelpad=3)
+
+
 def _draw(axes: Axes, chart: Chart) -> None:
     drawn = [curve for curve in (*chart.lines, *chart.band) if curve]
+    values = np.concatenate([curve.values for curve in drawn])
+    log = bool(chart.log and values.min() > 0 and values.max() > 3 * values.min())
     for i, curve in enumerate(chart.lines):
         if not curve:
             continue  # Its colour is another run's nonetheless.
-        raw, trend, colour = thin(curve), _trend(curve), SERIES[i % len(SERIES)]
+        raw, colour = thin(curve), SERIES[i % len(SERIES)]
         if chart.exact or len(raw.steps) == 1:
             marker = "o" if len(raw.steps) == 1 else ""
             axes.plot(raw.steps, raw.values, color=colour, linewidth=1.7, marker=marker)
         else:
+            smoothed = trend(curve, log=log)
             axes.plot(raw.steps, raw.values, color=colour, alpha=0.3, linewidth=0.8)
-            axes.plot(trend.steps, trend.values, color=colour, linewidth=1.7)
+            axes.plot(smoothed.steps, smoothed.values, color=colour, linewidth=1.7)
     if chart.band:
         low, _, high = (binned(curve) for curve in chart.band)
         axes.fill_between(low.steps, low.values, high.values, color=SERIES[0], alpha=0.22, lw=0)
-        middle = _trend(chart.band[1])
+        middle = trend(chart.band[1], log=log)
         axes.plot(middle.steps, middle.values, color=SERIES[0], linewidth=1.7)
-    if chart.reference is not None:
-        axes.axhline(chart.reference, color=MUTED, linewidth=1, dashes=(4, 3))
+    for reference in chart.references:
+        axes.axhline(reference, color=MUTED, linewidth=1, dashes=(4, 3))
     for mark in chart.marks:
         axes.axvline(mark, color=MUTED, linewidth=0.8, dashes=(1, 2))
-    _style(axes, chart, drawn)
-
-
-def _trend(curve: Curve) -> Curve:
-    """The moving average over a fortieth of the curve, but five rows at least."""
-    return binned(Curve(curve.steps, smooth(curve.values, max(5, len(curve.steps) // 40))))
-
-
-def _style(axes: Axes, chart: Chart, drawn: Sequence[Curve]) -> None:
-    """Scales, ticks and labels."""
-    values = np.concatenate([curve.values for curve in drawn])
-    log = chart.log and values.min() > 0 and values.max() > 3 * values.min()
-    number = FuncFormatter(lambda value, _: plain_number(value))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+    axes.set_xlim(0, 1.01 * max(curve.steps.max() for curve in drawn))
     if log:
         axes.set_yscale("log")
-        few = values.max() / values.min() < 100
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=7))
-        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_locator(log_ticks(values.min(), values.max()))
     else:
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.set_ylim(*chart.limits)
-    axes.yaxis.set_major_formatter(number)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.xaxis.set_major_formatter(number)
-    axes.set_xlim(0, 1.01 * max(curve.steps.max() for curve in drawn))
-    axes.grid(axis="y", color=RULE, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, pad=5)
-    for side in ("top", "left", "right"):
-        axes.spines[side].set_visible(False)
-    scale = ", log scale" if log else ""
-    axes.text(0, 1.06, chart.y_label + scale, transform=axes.transAxes, ha="left", va="bottom")
-    axes.set_xlabel("iteration", loc="right", labelpad=3)
+    dressed(axes, chart.y_label + (", log scale" if log else ""), "iteration")
 
 
 def _for_page(svg: str, label: str) -> str:

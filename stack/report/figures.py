@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from stack.report.canvas import INK, canvas, write
+from stack.report.canvas import COLOURS, INK, canvas, write
 
-_DATA, _STUDENT = "#56616d", "#0b6aa8"
+_DATA, _STUDENT = COLOURS[5], COLOURS[0]
 
 
 def scatter_modes(

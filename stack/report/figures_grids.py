@@ -39,7 +39,7 @@ def picture_grid(
     lines = max(title.count("\n") + 1 for title in titles)
     height = len(blocks) * (len(rows) * _SIDE + 0.17 * lines + 0.1) + (0.3 if note else 0)
     with canvas(wide * _SIDE + 1.5, height) as figure:
-        figure.get_layout_engine().set(w_pad=0.015, h_pad=0.02, wspace=0, hspace=0)  # type: ignore
+        figure.get_layout_engine().set(w_pad=0.03, h_pad=0.02, wspace=0, hspace=0)  # type: ignore
         grid = figure.subplots(len(blocks) * len(rows), wide, squeeze=False)
         for axes in grid.flatten():
             axes.set_axis_off()

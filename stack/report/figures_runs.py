@@ -12,14 +12,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from stack.report.canvas import COLOURS, INK, MUTED, canvas, ruled, write
-from stack.report.curves import binned, plain_number, smooth, thin
+from stack.report.curves import log_ticks, plain_number, smooth, thin, trend
 from stack.report.history import Curve, History
 
 _SPAN = 25
 """A moving average is over one 25th of what it smooths."""
+_NOBODY = 1e-3
+"""Of the highest density: where less is, nothing of a plane is drawn."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Field:
     """A plane of diffused points, and what the networks say there (Fig. 2).
 
     Args:
-        x, y: (G,) grid. density: (G, G) of the diffused data, rows along y.
+        x, y: (G,) grid. density, student: (G, G) of the diffused data and samples, rows along y.
         gap: (G, G) length of the score difference. h: (G, G) weights of mean 1 under the student.
         samples: (N, 2) diffused student samples. weighting: what h is of. level: the noise's name.
     """
@@ -35,6 +37,7 @@ class Field:
     x: np.ndarray
     y: np.ndarray
     density: np.ndarray
+    student: np.ndarray
     gap: np.ndarray
     h: np.ndarray
     samples: np.ndarray
@@ -53,20 +56,23 @@ class Samples:
 
 
 def score_gap_map(out: Path, field: Field) -> list[Path]:
-    """Draw Fig. 2: score difference and h side by side, over contours of the data's density.
+    """Draw Fig. 2: score difference and h side by side, over contours of the data's density; where
+    neither data nor samples ever come, the networks were never asked, and nothing is drawn.
 
-    Returns: the files written: PNG, SVG, CSV with x, y, density, score_difference, h.
+    Returns: the files written: PNG, SVG, CSV with x, y, density, student, score_difference, h.
     """
     density = field.density / field.density.max()
+    nobody = np.maximum(density, field.student / field.student.max()) < _NOBODY
     with canvas(9.4, 4.3) as figure:
         panels = figure.subplots(1, 2, sharex=True, sharey=True)
         shown = [
             (field.gap, "|score of teacher − fake score|", "magma_r", (0.5, 99.5)),
-            (field.h, f"h, {field.weighting}", "viridis", (2, 100)),
+            (field.h, f"h, {field.weighting}", "viridis", (0.5, 99.5)),
         ]
-        for axes, (values, title, colours, ends) in zip(panels, shown, strict=True):
-            low, high = np.percentile(values, ends)
-            norm = LogNorm(max(low, high / 1e3), high)
+        for axes, (whole, title, colours, ends) in zip(panels, shown, strict=True):
+            values = np.ma.masked_where(nobody, whole)
+            low, high = np.percentile(values.compressed(), ends)
+            norm = LogNorm(low := max(low, high / 1e3), high)
             mesh = axes.pcolormesh(
                 field.x, field.y, values, cmap=colours, norm=norm, rasterized=True
             )
@@ -78,23 +84,28 @@ def score_gap_map(out: Path, field: Field) -> list[Path]:
             )
             axes.set(title=title, xlim=(field.x[0], field.x[-1]), ylim=(field.y[0], field.y[-1]))
             axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
             axes.set_box_aspect(1)
-            bar = figure.colorbar(mesh, ax=axes, shrink=0.85, format=FuncFormatter(_plain))
+            bar = figure.colorbar(
+                mesh, ax=axes, shrink=0.85, ticks=log_ticks(low, high), format=FuncFormatter(_plain)
+            )
             bar.ax.minorticks_off()
             bar.outline.set_visible(False)  # type: ignore[operator]
         figure.supxlabel(
-            f"{field.level}; white: 2, 20 and 60 % of the data’s highest density; dots: student",
+            f"{field.level}; white: 2, 20 and 60 % of the data’s highest density; dots: student;\n"
+            "blank: neither the data’s nor the student’s density is a thousandth of its highest",
             fontsize=10,
             color=MUTED,
         )
-        columns = ["x", "y", "density", "score_difference", "h"]
+        columns = ["x", "y", "density", "student", "score_difference", "h"]
         return write(figure, out, columns, _plane(field))
 
 
 def _plane(field: Field) -> Iterator[tuple[float, ...]]:
     for row, y in enumerate(field.y):
         for column, x in enumerate(field.x):
-            values = (plane[row, column] for plane in (field.density, field.gap, field.h))
+            planes = (field.density, field.student, field.gap, field.h)
+            values = (plane[row, column] for plane in planes)
             yield float(x), float(y), *map(float, values)
 
 
@@ -148,46 +159,59 @@ class Overlay:
     exact: bool = False
 
 
-def overlaid(out: Path, panels: Sequence[Overlay], runs: Mapping[str, History]) -> list[Path]:
-    """Draw curves of several runs over iterations (Fig. 4b, 7, 9): raw faintly, and a moving
-    average, on a log scale of the logarithms. What is not above zero is left out there.
+def overlaid(
+    out: Path, panels: Sequence[Overlay], runs: Mapping[str, Mapping[str, History]]
+) -> list[Path]:
+    """Draw curves over iterations (Fig. 4b, 7, 9): of one run raw faintly, and a moving average; of
+    several seeds the mean of theirs in a band from the lowest to the highest. On a log scale all
+    this is of the logarithms, and what is not above zero is left out.
 
     Panels of which no run logged anything are left out.
 
-    Returns: the files written: PNG, SVG, CSV with figure, run, iteration, value.
+    Args:
+        runs: name of a line -> name of a run -> its log; runs of one line differ in their seed.
+
+    Returns: the files written: PNG, SVG, CSV with figure, line, run, iteration, value.
     """
-    drawn = [panel for panel in panels if any(run.curve(panel.figure) for run in runs.values())]
+    logs = [log for seeds in runs.values() for log in seeds.values()]
+    drawn = [panel for panel in panels if any(log.curve(panel.figure) for log in logs)]
     columns = min(3, len(drawn))
     lines = -(-len(drawn) // columns)
     width = max(6.2, 4.0 * columns)
     with canvas(width, 2.9 * lines + 0.5) as figure:
         grid = figure.subplots(lines, columns, squeeze=False).flatten()
         for axes, panel in zip(grid, drawn, strict=False):
-            for colour, run in zip(_colours(len(runs)), runs.values(), strict=True):
-                _trace(axes, run.curve(panel.figure), colour, panel)
+            for colour, seeds in zip(_colours(len(runs)), runs.values(), strict=True):
+                _trace(axes, [log.curve(panel.figure) for log in seeds.values()], colour, panel)
             _dress(axes, panel)
         for axes in grid[len(drawn) :]:
             axes.set_visible(False)
         _legend(figure, list(runs))
-        return write(figure, out, ["figure", "run", "iteration", "value"], _log_rows(drawn, runs))
+        if (most := max(map(len, runs.values()))) > 1:
+            told = f"line and band: mean, lowest and highest of {most} seeds"
+            figure.supxlabel(told, fontsize=10, color=MUTED)
+        header = ["figure", "line", "run", "iteration", "value"]
+        return write(figure, out, header, _log_rows(drawn, runs))
 
 
-def _trace(axes: Axes, curve: Curve, colour: str, panel: Overlay) -> None:
+def _trace(axes: Axes, curves: Sequence[Curve], colour: str, panel: Overlay) -> None:
     if panel.log:
-        above = curve.values > 0
-        curve = Curve(curve.steps[above], curve.values[above])
-    if not curve:
+        kept = [curve.values > 0 for curve in curves]
+        curves = [Curve(c.steps[k], c.values[k]) for c, k in zip(curves, kept, strict=True)]
+    curves = [curve for curve in curves if curve]
+    if not curves:
         return
-    if panel.exact or len(curve.steps) < _SPAN:
-        axes.plot(curve.steps, curve.values, color=colour, marker="o", markersize=3)
-        return
-    raw, span = thin(curve), max(5, len(curve.steps) // _SPAN)
-    values = np.log(curve.values) if panel.log else curve.values
-    trend = binned(Curve(curve.steps, smooth(values, span)))
-    if panel.log:  # One spike would lift an arithmetic mean for as long as it is in the window.
-        trend = Curve(trend.steps, np.exp(trend.values))
-    axes.plot(raw.steps, raw.values, color=colour, alpha=0.22, linewidth=0.8)
-    axes.plot(trend.steps, trend.values, color=colour)
+    bare = panel.exact or min(len(curve.steps) for curve in curves) < _SPAN
+    if len(curves) == 1 and not bare:
+        raw = thin(curves[0])
+        axes.plot(raw.steps, raw.values, color=colour, alpha=0.22, linewidth=0.8)
+    smoothed = [curve if bare else trend(curve, log=panel.log) for curve in curves]
+    steps = smoothed[0].steps
+    found = np.stack([np.interp(steps, curve.steps, curve.values) for curve in smoothed])
+    mean = np.exp(np.log(found).mean(0)) if panel.log else found.mean(0)
+    axes.plot(steps, mean, color=colour, marker="o" if bare else "", markersize=3)
+    if len(curves) > 1:
+        axes.fill_between(steps, found.min(0), found.max(0), color=colour, alpha=0.18, lw=0)
 
 
 def _dress(axes: Axes, panel: Overlay) -> None:
@@ -198,8 +222,10 @@ def _dress(axes: Axes, panel: Overlay) -> None:
     axes.set_xlim(left=0)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(_plain))
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+    if panel.log:
+        axes.yaxis.set_major_locator(log_ticks(*axes.get_ylim()))
+        axes.yaxis.set_minor_locator(NullLocator())
     ruled(axes)
 
 
@@ -217,12 +243,15 @@ def _colours(count: int) -> list[str]:
     return [COLOURS[i % len(COLOURS)] for i in range(count)]
 
 
-def _log_rows(panels: Sequence[Overlay], runs: Mapping[str, History]) -> Iterator[tuple[Any, ...]]:
+def _log_rows(
+    panels: Sequence[Overlay], runs: Mapping[str, Mapping[str, History]]
+) -> Iterator[tuple[Any, ...]]:
     for panel in panels:
-        for name, run in runs.items():
-            curve = run.curve(panel.figure)
-            for step, value in zip(curve.steps, curve.values, strict=True):
-                yield panel.figure, name, int(step), float(value)
+        for line, seeds in runs.items():
+            for name, log in seeds.items():
+                curve = log.curve(panel.figure)
+                for step, value in zip(curve.steps, curve.values, strict=True):
+                    yield panel.figure, line, name, int(step), float(value)
 
 
 def _plain(value: float, _: Any) -> str:

@@ -87,11 +87,11 @@ def variance_of_h(out: Path, gaps: Sequence[float] | None = None) -> list[Path]:
 
 
 def _variances(axes: Axes, gaps: list[float], curves: dict[str, list[float]]) -> None:
-    """Log scale, on which the zero of reverse KL lies along the lower edge."""
+    """Log scale, on which the zero of reverse KL, 1e-32 by rounding, lies along the lower edge."""
     floor = 1e-2
     axes.set_yscale("log")
     for colour, (name, values) in zip(COLOURS, curves.items(), strict=True):
-        if any(values):
+        if max(values) > floor:
             axes.plot(gaps, values, color=colour, label=TITLES[name])
         else:
             level, label = [floor] * len(gaps), f"{TITLES[name]} (zero)"

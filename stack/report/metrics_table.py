@@ -1,11 +1,13 @@
-"""The headline figures of evaluation.json: teacher beside student."""
+"""The headline figures of evaluation.json: models beside each other."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
+
+from stack.report.sections import columns_html, wide
 
 
 @dataclass(frozen=True)
@@ -51,24 +53,47 @@ METRICS = (
 )
 
 
-def table_html(evaluation: Mapping[str, Any]) -> str:
-    """Teacher and student side by side, the better figure bold; rows that neither has are left
-    out. Below them, what the same measures say of the real data."""
-    teacher, student = evaluation.get("teacher", {}), evaluation.get("student", {})
+def table_html(columns: Mapping[str, Mapping[str, Any]], marked: Container[str]) -> str:
+    """A column per model, the best figure of the marked columns bold; rows that none of those has
+    are left out.
+
+    Args:
+        columns: HTML above it -> the model's part of evaluation.json. marked: some of the keys.
+    """
+    kept = {head: figures for head, figures in columns.items() if head in marked}
     rows = [
-        _row(metric, teacher, student)
+        _row(metric, columns, [f[metric.key] for f in kept.values() if metric.key in f], marked)
         for metric in METRICS
-        if metric.key in teacher or metric.key in student
+        if any(metric.key in figures for figures in kept.values())
     ]
-    real = [
-        f'<tr><th colspan="2">{escape(title)}</th><td>{number(value, digits)}</td></tr>'
-        for title, value, digits in _of_real_data(evaluation)
-    ]
-    heading = '<tr><th colspan="3">Real data, for scale</th></tr>' if real else ""
-    return (
-        '<div class="wide"><table><thead><tr><th></th><th>teacher</th><th>student</th></tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody><tbody>{heading}{''.join(real)}</tbody></table></div>"
+    heads = "".join(f"<th>{head}</th>" for head in columns)
+    return wide(
+        f"<table><thead><tr><th></th>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     )
+
+
+def _row(
+    metric: Metric,
+    columns: Mapping[str, Mapping[str, Any]],
+    values: Sequence[float],
+    marked: Container[str],
+) -> str:
+    best = max(values, key=lambda value: metric.better * value)
+    told = metric.better and len(set(values)) > 1
+    cells = []
+    for head, figures in columns.items():
+        value = figures.get(metric.key)
+        text = "–" if value is None else number(value, metric.digits)
+        bold = ' class="best"' if told and head in marked and value == best else ""
+        cells.append(f"<td{bold}>{text}{interval_html(figures, metric)}</td>")
+    title = f"{escape(metric.title)}{metric.arrow} <small>{escape(metric.hint)}</small>"
+    return f"<tr><th>{title}</th>{''.join(cells)}</tr>"
+
+
+def real_html(evaluation: Mapping[str, Any]) -> str:
+    """What the same measures say of the real data; empty where that was not asked."""
+    rows = {escape(t): [number(v, digits)] for t, v, digits in _of_real_data(evaluation)}
+    return columns_html(["real data, for scale"], rows) if rows else ""
 
 
 def _of_real_data(evaluation: Mapping[str, Any]) -> list[tuple[str, float, int]]:
@@ -98,22 +123,31 @@ def tiles_html(evaluation: Mapping[str, Any]) -> str:
     return f'<div class="tiles">{inside}</div>' if tiles else ""
 
 
-def provenance_html(evaluation: Mapping[str, Any]) -> str:
-    """How the figures were taken, in a sentence or two."""
-    said = []
+def provenance_html(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
+    """How the figures of runs were taken, in a sentence or two. Args: evaluations: by run."""
+    parts = {name: " ".join(_provenance(found)) for name, found in evaluations.items() if found}
+    alike = len(set(parts.values())) == 1
+    said = list(parts.values())[:1] if alike else [f"{name}: {t}" for name, t in parts.items() if t]
+    models = [v for found in evaluations.values() for v in found.values() if isinstance(v, dict)]
+    if any("intervals" in model for model in models):
+        said.append(
+            "Brackets: 95% intervals over samples, not over training runs; dotted: fewer than "
+            "10,000 of them."
+        )
+    text = escape(" ".join(said).strip())
+    return f'<p class="note">{text}</p>' if text else ""
+
+
+def _provenance(evaluation: Mapping[str, Any]) -> Iterator[str]:
     if "samples" in evaluation:
         seed = f", seed {evaluation['seed']}" if "seed" in evaluation else ""
-        said.append(f"{evaluation['samples']:,} pictures by each model{seed}.")
+        yield f"{evaluation['samples']:,} pictures by each model{seed}."
     if "teacher_sampler" in evaluation:
-        said.append(f"Teacher: {evaluation['teacher_sampler']}.")
+        yield f"Teacher: {evaluation['teacher_sampler']}."
     if "judge" in evaluation:
-        said.append("Features and answers are those of a classifier trained on the real data.")
+        yield "Features and answers are those of a classifier trained on the real data."
     if "device" in evaluation:
-        said.append(f"Speed on {evaluation['device']}.")
-    models = [value for value in evaluation.values() if isinstance(value, dict)]
-    if any("intervals" in model for model in models):
-        said.append("Brackets: 95% intervals over samples; dotted: fewer than 10,000 of them.")
-    return f'<p class="note">{escape(" ".join(said))}</p>' if said else ""
+        yield f"Speed on {evaluation['device']}."
 
 
 def number(value: float, digits: int) -> str:
@@ -129,16 +163,3 @@ def interval_html(row: Mapping[str, Any], metric: Metric) -> str:
     ends = (number(found[end], metric.digits) for end in ("low", "high"))
     few = " few" if found.get("few_samples") else ""
     return f'<small class="interval{few}">[{", ".join(ends)}]</small>'
-
-
-def _row(metric: Metric, teacher: Mapping[str, Any], student: Mapping[str, Any]) -> str:
-    values = [row.get(metric.key) for row in (teacher, student)]
-    both = None not in values
-    lead = metric.better * (student[metric.key] - teacher[metric.key]) if both else 0
-    cells = []
-    for row, value, ahead in zip((teacher, student), values, (-lead, lead), strict=True):
-        text = "–" if value is None else number(value, metric.digits)
-        text += interval_html(row, metric)
-        cells.append(f'<td class="best">{text}</td>' if ahead > 0 else f"<td>{text}</td>")
-    title = f"{escape(metric.title)}{metric.arrow}"
-    return f"<tr><th>{title} <small>{escape(metric.hint)}</small></th>{''.join(cells)}</tr>"

@@ -11,9 +11,8 @@ import numpy as np
 
 from stack.report.canvas import DIVERGENCES
 from stack.report.folder import RunFolder, open_run
-from stack.report.level_charts import level_figures
-from stack.report.levels import read_levels
-from stack.report.metrics_table import provenance_html, table_html, tiles_html
+from stack.report.level_charts import levels_html
+from stack.report.metrics_table import provenance_html, real_html, table_html, tiles_html
 from stack.report.panels import charts_html
 from stack.report.published_table import published_html
 from stack.report.sections import (
@@ -47,7 +46,7 @@ def write_report(path: Path, out: Path | None = None) -> Path:
         _results(run),
         *(published_html(s, {run.name: e.get("student", {})}) for s, e in run.evaluations.items()),
         _training(run),
-        _levels(run),
+        levels_html({run.name: run}),
         f"<h2>Recipe</h2>{recipe_html(run)}" if run.text else "",
     ]
     to = out or path / "report.html"
@@ -81,7 +80,10 @@ def _results(run: RunFolder) -> str:
 
 def _quality(run: RunFolder) -> str:
     if run.evaluation:
-        inside = table_html(run.evaluation) + provenance_html(run.evaluation)
+        names = [name for name in ("teacher", "student") if name in run.evaluation]
+        models: dict[str, Any] = {name: run.evaluation[name] for name in names}
+        inside = table_html(models, marked=names) + real_html(run.evaluation)
+        inside += provenance_html({run.name: run.evaluation})
     else:
         how = f"python -m stack evaluate {escape(str(run.path))}"
         inside = f"<p>Not evaluated yet: <code>{how}</code> measures both.</p>"
@@ -116,14 +118,5 @@ def _training(run: RunFolder) -> str:
     how = "Faint: every logged row. Strong: its moving average."
     if run.history.restarts:
         how += " Dotted uprights: restarts."
-    charts = charts_html(run.history)
+    charts = charts_html({run.name: run.history})
     return f'<h2>Training</h2><dl>{facts}</dl><p class="note reading">{how}</p>{charts}'
-
-
-def _levels(run: RunFolder) -> str:
-    found = read_levels(run.history)
-    figures = level_figures({run.name: found}) if found else ""
-    if not found or not figures:
-        return ""
-    since = f"Added up from iteration {found.since:,} on; level 1 has the most noise."
-    return f'<h2>Ratio and weight by noise level</h2><p class="note">{since}</p>{figures}'

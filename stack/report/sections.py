@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from stack.report.alerts import alerts
+from stack.report.curves import SERIES
 from stack.report.folder import RunFolder
-from stack.report.metrics_table import number
 from stack.report.style import CSS
 from stack.util.files import read_json
 
@@ -33,9 +33,32 @@ def page(title: str, body: str) -> str:
     )
 
 
+def key(name: str, position: int) -> str:
+    """A name beside the colour of that position, counted from 0."""
+    colour = f"var(--series-{position % len(SERIES) + 1})"
+    return f'<span class="key"><i style="background:{colour}"></i>{escape(name)}</span>'
+
+
+def keys(names: Sequence[str], shown: Container[str] | None = None) -> str:
+    """A legend. Args: shown: those of the names that are in it; all if None."""
+    chosen = [key(n, i) for i, n in enumerate(names) if shown is None or n in shown]
+    return f"<p>{''.join(chosen)}</p>"
+
+
 def wide(table: str) -> str:
     """A table that scrolls by itself where the page is narrower."""
     return f'<div class="wide">{table}</div>'
+
+
+def columns_html(heads: Iterable[str], rows: Mapping[str, Sequence[str]]) -> str:
+    """A table. Args: heads: HTML above the columns. rows: HTML in front of a row -> its cells,
+    HTML too."""
+    above = "".join(f"<th>{head}</th>" for head in heads)
+    below = "".join(
+        f"<tr><th>{title}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+        for title, cells in rows.items()
+    )
+    return wide(f"<table><thead><tr><th></th>{above}</tr></thead><tbody>{below}</tbody></table>")
 
 
 def alerts_html(runs: Mapping[str, RunFolder]) -> str:
@@ -48,7 +71,7 @@ def alerts_html(runs: Mapping[str, RunFolder]) -> str:
     ]
     return (
         f'<section class="alerts"><h2>Look at this</h2><ul>{"".join(items)}</ul></section>'
-        if (items)
+        if items
         else ""
     )
 
@@ -57,10 +80,10 @@ def facts_of(run: RunFolder) -> list[tuple[str, str]]:
     """How a run went: term and words."""
     history, recipe = run.history, run.recipe
     step, total = history.rows[-1]["step"], recipe.get("iterations")
-    done = number(step, 0) if total in (None, step) else f"{step:,} of {total:,}"
+    done = f"{step:,}" if total in (None, step) else f"{step:,} of {total:,}"
     facts = [("Iterations", done)]
     if every := recipe.get("student_every"):
-        facts.append(("Updates of the student", number(step // every, 0)))
+        facts.append(("Updates of the student", f"{step // every:,}"))
     if (seconds := history.last("time")) is not None:
         facts.append(("Time", duration(seconds)))
     for key, term, form in (
@@ -70,10 +93,10 @@ def facts_of(run: RunFolder) -> list[tuple[str, str]]:
         if curve := history.curve(key):
             facts.append((term, form.format(float(np.median(curve.values)))))
     if (skipped := history.last("skipped")) is not None:
-        facts.append(("Iterations skipped", number(skipped, 0)))
+        facts.append(("Iterations skipped", f"{skipped:,.0f}"))
     facts.append(("Restarts", _restarts(history.restarts)))
     if history.torn:
-        facts.append(("Log lines unreadable", number(history.torn, 0)))
+        facts.append(("Log lines unreadable", f"{history.torn:,}"))
     return facts
 
 
@@ -162,8 +185,8 @@ def recipe_html(run: RunFolder, name: str = "") -> str:
     """Every field of a run's recipe, folded."""
     if not run.text:
         return ""
-    whose = f" of {escape(name)}" if name else ""
+    whose = f"{escape(name)}: every" if name else "Every"
     return (
-        f"<details><summary>Every field as the run resolved it{whose}</summary>"
+        f"<details><summary>{whose} field as the run resolved it</summary>"
         f"<pre>{escape(run.text)}</pre></details>"
     )

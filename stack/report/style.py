@@ -1,28 +1,39 @@
 """The report's style sheet: one column on a phone, three charts abreast on a laptop."""
 
-CSS = """
-:root {
+from stack.report.canvas import COLOURS, INK, MUTED
+
+_DARK = ("#63b3ea", "#f0935f", "#5fcf9f", "#cf95de", "#dcb84a", "#a9b4c0")
+
+
+def _series(colours: tuple[str, ...]) -> str:
+    return " ".join(f"--series-{i}: {colour};" for i, colour in enumerate(colours, 1))
+
+
+_VARIABLES = f"""
+:root {{
   color-scheme: light dark;
-  --paper: #fbfbf9; --card: #ffffff; --ink: #1c2024; --muted: #656c75; --rule: #e2e2dc;
-  --series-1: #0b6aa8; --series-2: #c8501e; --series-3: #1f8a5f;
-  --series-4: #8b4a9c; --series-5: #9a7400; --series-6: #56616d;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
+  --paper: #fbfbf9; --card: #ffffff; --ink: {INK}; --muted: {MUTED}; --rule: #e2e2dc;
+  {_series(COLOURS)}
+}}
+@media (prefers-color-scheme: dark) {{
+  :root {{
     --paper: #14171a; --card: #1b1f23; --ink: #e6e8ea; --muted: #98a1ab; --rule: #2e343a;
-    --series-1: #63b3ea; --series-2: #f0935f; --series-3: #5fcf9f;
-    --series-4: #cf95de; --series-5: #dcb84a; --series-6: #a9b4c0;
-  }
-}
+    {_series(_DARK)}
+  }}
+}}"""
+
+CSS = (
+    f"{_VARIABLES}\n"
+    + """\
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body {
   margin: 0 auto; max-width: 1160px; padding: 40px 24px 72px;
-  background: var(--paper); color: var(--ink);
+  background: var(--paper); color: var(--ink); overflow-wrap: anywhere;
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
 }
 h1, h2 { font-family: Charter, "Iowan Old Style", Georgia, "Times New Roman", serif; }
-h1 { margin: 0; font-size: 38px; line-height: 1.1; font-weight: 600; overflow-wrap: anywhere; }
+h1 { margin: 0; font-size: 38px; line-height: 1.1; font-weight: 600; }
 h2 { margin: 56px 0 14px; font-size: 24px; line-height: 1.2; font-weight: 600; }
 h3 { margin: 0; font-size: 15px; line-height: 1.35; font-weight: 600; }
 p { margin: 8px 0; max-width: 72ch; }
@@ -36,7 +47,7 @@ code { font: .92em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); }
 .pair { gap: 0 64px; }
 .pair > section { min-width: 0; }
-table { width: 100%; border-collapse: collapse; }
+table { width: 100%; border-collapse: collapse; overflow-wrap: normal; }
 th, td { padding: 7px 0 7px 20px; border-bottom: 1px solid var(--rule); text-align: right; }
 th:first-child, td:first-child { padding-left: 0; text-align: left; }
 thead th { color: var(--muted); font-size: 14px; font-weight: 400; }
@@ -48,8 +59,8 @@ td .interval { display: block; color: var(--muted); font-size: 12.5px; font-weig
 td .few { text-decoration: underline dotted; text-underline-offset: 3px; }
 tr.own th, tr.own td { font-weight: 650; }
 .wide { overflow-x: auto; }
-.wide th:first-child { min-width: 150px; }
-.wide .key { margin: 0; white-space: nowrap; }
+.wide th:first-child { min-width: 150px; overflow-wrap: anywhere; }
+.wide .key { margin: 0; min-width: 96px; justify-content: flex-end; overflow-wrap: anywhere; }
 .runs .key { font-size: 15px; margin-right: 22px; }
 h3.published { margin: 28px 0 4px; }
 .alerts { margin-top: 28px; padding: 2px 18px 8px; border-left: 4px solid var(--series-2); }
@@ -60,6 +71,7 @@ h3.published { margin: 28px 0 4px; }
 .grids .scatter img { width: auto; height: 220px; max-width: none; }
 .grids h3 { margin: 22px 0 8px; }
 details { margin-top: 12px; }
+details + h3 { margin-top: 28px; }
 details .wide { padding: 0 14px 10px; }
 th small { color: var(--muted); font-size: 13px; white-space: nowrap; }
 dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: 16px 28px; }
@@ -78,7 +90,7 @@ figure { margin: 0; }
 }
 .charts p { margin: 3px 0 0; color: var(--muted); font-size: 13px; line-height: 1.4; }
 .key { display: inline-flex; align-items: center; gap: 6px; margin-right: 14px; font-size: 13px; }
-.key i { width: 16px; height: 3px; border-radius: 2px; }
+.key i { flex: none; width: 16px; height: 3px; border-radius: 2px; }
 svg { display: block; width: 100%; height: auto; margin-top: 8px; font-family: inherit; }
 .grid img, .scatter img {
   display: block; max-width: 100%; height: auto; border-radius: 4px; background: #ffffff;
@@ -108,3 +120,4 @@ pre {
   dl { grid-template-columns: 1fr 1fr; gap: 14px 16px; }
 }
 """
+)

@@ -176,7 +176,7 @@ def _write(plan: Plan, cells: Sequence[Cell], json_file: Path | None) -> None:
             values.setdefault(cell.values, {})[cell.seed] = found
     layout = Layout(
         {axis: list(rows) for axis, rows in plan.axes.items()},
-        {cell: plan.base_of(cell) for cell in plan.cells()},
+        {cell: plan.bases_of(cell) for cell in plan.cells()},
         list(plan.metrics),
         ratio=plan.compare == "ratio",
         method=plan.interval,
@@ -192,8 +192,8 @@ def _write(plan: Plan, cells: Sequence[Cell], json_file: Path | None) -> None:
 
 
 def _notes(plan: Plan) -> list[str]:
-    base = ", ".join(f"{axis} = {value}" for axis, value in plan.baseline.items())
-    notes = [f"Baseline: the same cell with {base}." if base else "Without a baseline."]
+    bases = [", ".join(f"{axis} = {value}" for axis, value in b.items()) for b in plan.baseline]
+    notes = [f"Baseline: the same cell with {base}." for base in bases] or ["Without a baseline."]
     if plan.evaluate:
         told = ", ".join(f"{name} {value}" for name, value in plan.evaluate.items())
         notes.append(f"Evaluation: {told}.")

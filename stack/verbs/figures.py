@@ -19,7 +19,7 @@ from stack.report.figures_theory import divergence_curves, variance_of_h
 from stack.sample.generate import Sampler, generate
 from stack.train.build_pictures import conditions_of, teacher_and_student
 from stack.util.errors import UserError
-from stack.verbs.figures_runs import Run, alike, labelled, plane_of, samples_of
+from stack.verbs.figures_runs import Run, alike, labelled, plane_of, samples_of, seeded
 from stack.verbs.figures_toys import toy_run
 
 _STAGES = 4
@@ -27,12 +27,18 @@ _STAGES = 4
 _SEEDS = 8
 """Pictures of a row of Fig. 6b."""
 _BATCH = 10
+_TOY_SEEDS = ("", "_seed1", "_seed2")
+"""Ends of the names of toys that differ in their seed alone."""
 _FEATURES = {
     "fake_joint": "(a) fake score’s features, both trained",
     "teacher": "(b) teacher’s features, head trained",
     "fake": "(c) fake score’s features, head trained",
 }
-_LOSS = (Overlay("loss/gap", "Loss of the student", log=True),)
+_STEADINESS = (
+    Overlay("loss/gap", "Loss of the student", log=True),
+    Overlay("grad/student", "Norm of its gradient", log=True),
+    Overlay("h/variance", "Normalised variance of h", log=True),
+)
 _QUALITY = (Overlay("quick/frechet_distance", "Fréchet distance", log=True, exact=True),)
 _DYNAMICS = (
     *_QUALITY,
@@ -104,8 +110,9 @@ def _fig4b(wish: Wish) -> list[Path]:
         }[ratio.normalize_r, ratio.normalize_h]
 
     runs = [run for run in wish.runs if run.recipe.divergence == "forward_kl"]
-    chosen = alike(runs, normalised) or wish.toy("toy_fkl", "toy_fkl_plain")
-    return _overlaid(wish.out / "fig4b", _LOSS, chosen, normalised)
+    toys = [f"{toy}{seed}" for toy in ("toy_fkl", "toy_fkl_plain") for seed in _TOY_SEEDS]
+    chosen = alike(runs, normalised) or wish.toy(*toys)
+    return _overlaid(wish.out / "fig4b", _STEADINESS, chosen, normalised)
 
 
 def _fig5(wish: Wish) -> list[Path]:
@@ -147,8 +154,9 @@ def _fig9(wish: Wish) -> list[Path]:
 def _overlaid(
     out: Path, panels: Sequence[Overlay], runs: Sequence[Run], label: Callable[[Run], str]
 ) -> list[Path]:
-    named = labelled(runs, label)
-    return overlaid(out, panels, {name: run.history for name, run in named.items()})
+    lines = seeded(runs, label)
+    logs = {line: {name: run.history for name, run in runs.items()} for line, runs in lines.items()}
+    return overlaid(out, panels, logs)
 
 
 def _grids(wish: Wish) -> list[Path]:
@@ -179,7 +187,7 @@ def _fig6b(wish: Wish) -> list[Path]:
         prompt = prompt or conditions_of(recipe)[0]
         rows[name.replace(" (", "\n(")] = _pictures(student, [prompt] * _SEEDS, wish.seed)
     titles = [f"noise {number}" for number in range(1, _SEEDS + 1)]
-    note = f"“{prompt}”, same noise in a column, seed {wish.seed}"
+    note = f"“{_title(prompt)}”, same noise in a column, seed {wish.seed}"
     details = _details(wish, prompt=prompt)
     return picture_grid(wish.out / "fig6b", rows, titles, note=note, details=details)
 

@@ -97,6 +97,22 @@ def labelled(runs: Sequence[Run], label: Callable[[Run], str]) -> dict[str, Run]
     }
 
 
+def seeded(runs: Sequence[Run], label: Callable[[Run], str]) -> dict[str, dict[str, Run]]:
+    """Lines of a figure: what tells runs apart -> folder's name -> run. Runs of one line differ in
+    nothing but their seed; where that is not so, the folder's name is added."""
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        alike = run.recipe.model_copy(update={"seed": 0, "name": "", "out": ""})
+        groups.setdefault((label(run), alike.model_dump_json()), []).append(run)
+    labels = [name for name, _ in groups]
+    return {
+        name if labels.count(name) == 1 else f"{name} ({group[0].folder.name})": {
+            run.folder.name: run for run in group
+        }
+        for (name, _), group in groups.items()
+    }
+
+
 def restored(run: Run) -> tuple[FDistill, Job]:
     """The algorithm with the networks of the newest checkpoint, in this process alone."""
     parallel = Parallel() if run.flat else Parallel(micro_batch=_TOGETHER)
@@ -151,9 +167,8 @@ def plane_of(run: Run, divergence: str = "forward_kl") -> Field:
     (batch,) = job.source.take()
     noise = Noise(run.recipe.seed, run.recipe.iterations, batch.positions)
     at = torch.full_like(batch.positions, time)
-    student = add_noise(
-        algorithm.generate(batch, noise), noise.normal("map", batch.x0), at, schedule
-    )
+    generated = algorithm.generate(batch, noise)
+    student = add_noise(generated, noise.normal("map", batch.x0), at, schedule)
     real = add_noise(batch.x0, noise.normal("map/real", batch.x0), at, schedule)
     reach = 1.25 * float(torch.cat((student, real)).abs().quantile(0.998))
     axis = torch.linspace(-reach, reach, _GRID)
@@ -165,11 +180,11 @@ def plane_of(run: Run, divergence: str = "forward_kl") -> Field:
     h = _weights_at(algorithm, points, t, divergence)
     mean = _weights_at(algorithm, student, at, divergence).mean()
     variance = (alpha * teacher.std) ** 2 + sigma**2
-    squares = (points[:, None] - alpha * teacher.centres).square().sum(-1)
-    density, difference, weight = (
+    density, own, difference, weight = (
         plane.view(_GRID, _GRID).numpy()
         for plane in (
-            (-squares / (2 * variance)).exp().mean(1),
+            _mixture(points, alpha * teacher.centres, variance),
+            _mixture(points, alpha * generated, sigma**2),
             (alpha / sigma**2 * gap).norm(dim=1),
             h / mean,
         )
@@ -178,12 +193,19 @@ def plane_of(run: Run, divergence: str = "forward_kl") -> Field:
         axis.numpy(),
         axis.numpy(),
         density,
+        own,
         difference,
         weight,
         samples=student.numpy(),
         weighting=f"{TITLES[divergence]}, mean 1",
         level=f"{run.folder.name}, iteration {_steps(run):,}, noise σ = {float(sigma):.2f}",
     )
+
+
+def _mixture(points: Tensor, centres: Tensor, variance: Tensor) -> Tensor:
+    """(N,) density of equal Gaussians about centres (K, 2), up to a factor."""
+    squares = torch.cdist(points, centres).square()
+    return (-squares / (2 * variance)).exp().mean(1)
 
 
 def _weights_at(algorithm: FDistill, x_t: Tensor, t: Tensor, divergence: str) -> Tensor:

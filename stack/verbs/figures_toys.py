@@ -19,9 +19,14 @@ _ALWAYS = (
     "checkpoint.every=600",
     "device=cpu",
 )
+_PLAIN = ("ratio.normalize_r=false", "ratio.normalize_h=false")
 TOYS: dict[str, tuple[str, ...]] = {
     "toy_fkl": (),
-    "toy_fkl_plain": ("ratio.normalize_r=false", "ratio.normalize_h=false"),
+    "toy_fkl_seed1": ("seed=1",),
+    "toy_fkl_seed2": ("seed=2",),
+    "toy_fkl_plain": _PLAIN,
+    "toy_fkl_plain_seed1": (*_PLAIN, "seed=1"),
+    "toy_fkl_plain_seed2": (*_PLAIN, "seed=2"),
     "toy_rkl": ("divergence=reverse_kl",),
     "toy_js": ("divergence=jensen_shannon",),
     "toy_fkl_fake": ("gan.features=fake",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import exp, isnan
 
 import numpy as np
@@ -53,9 +54,8 @@ def test_differences_and_bootstrap() -> None:
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0])
-def test_a_ratio_of_what_is_not_above_zero_is_refused(bad: float) -> None:
-    with pytest.raises(ValueError, match="above zero"):
-        paired({0: bad}, {0: 1.0})
+def test_what_is_not_above_zero_has_no_ratio(bad: float) -> None:
+    assert paired({0: bad, 1: 2.0}, {0: 1.0, 1: 1.0}) is None
     assert paired({0: bad}, {0: 1.0}, ratio=False) is not None
 
 
@@ -65,7 +65,7 @@ def test_nothing_in_common_is_no_comparison() -> None:
 
 LAYOUT = Layout(
     {"divergence": ["rkl", "js"], "GAN": ["with", "without"]},
-    {(d, g): ("rkl", g) for d in ("rkl", "js") for g in ("with", "without")},
+    {(d, g): [("rkl", g)] for d in ("rkl", "js") for g in ("with", "without")},
     ["distance"],
 )
 SCORES = {
@@ -93,3 +93,36 @@ def test_markdown_has_the_papers_shape() -> None:
     assert "| rkl | 3 ± 1.4<br>baseline | – |" in lines
     assert "| js | 1.5 ± 0.71<br>×0.500 [0.500, 0.500] | 3 |" in lines
     assert "Said so." in lines
+    assert "* with: js < rkl, by mean" in lines
+    assert not [line for line in lines if line.startswith("* without")]  # One value has no order.
+
+
+BOTH = replace(
+    LAYOUT,
+    bases={(d, g): [("rkl", g), (d, "without")] for d, g in LAYOUT.bases},
+)
+
+
+def test_several_baselines_are_compared_with_one_by_one() -> None:
+    scores = SCORES | {("rkl", "without"): {0: {"distance": 4.0}, 1: {"distance": 16.0}}}
+    rows = list(result_rows(BOTH, scores))
+    assert [(r["divergence"], r["GAN"], r["baseline"], r["pairs"]) for r in rows] == [
+        ("rkl", "with", "rkl / without", 2),
+        ("rkl", "without", "rkl / without", 0),
+        ("js", "with", "rkl / with", 2),
+        ("js", "with", "js / without", 1),
+        ("js", "without", "rkl / without", 1),
+    ]
+    assert rows[0]["compared"] == pytest.approx((0.5 * 0.25) ** 0.5)
+    assert rows[3]["compared"] == pytest.approx(1 / 3)
+    lines = markdown("plan", BOTH, scores).splitlines()
+    [row] = [line for line in lines if line.startswith("| js")]
+    assert "<br>×0.500 [0.500, 0.500] of rkl<br>×0.333 of without |" in row
+    assert row.endswith("| 3<br>baseline<br>×0.750 of rkl |")
+    assert "* without: js < rkl, by mean" in lines
+
+
+def test_without_a_baseline_there_is_no_comparison() -> None:
+    alone = replace(LAYOUT, bases={cell: [] for cell in LAYOUT.bases})
+    assert {(row["baseline"], row["pairs"]) for row in result_rows(alone, SCORES)} == {("", 0)}
+    assert "| js | 1.5 ± 0.71 | 3 |" in markdown("plan", alone, SCORES).splitlines()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from stack.report.alerts import RULES, Watch, alerts
-from stack.report.history import History
+from stack.report.history import History, read_history
 
 RANDOM = np.random.default_rng(0)
 NOISE = 0.01 * RANDOM.standard_normal(100)
@@ -69,7 +70,11 @@ CASES = (
         "quick/frechet_distance",
         "quality falls",
         bad=[line(9, 2, 6, n=12)],
-        fine=[line(9, 2, 2.2, n=12), spiked(line(9, 2, n=12), 50)],
+        fine=[
+            line(9, 2, 2.2, n=12),
+            spiked(line(9, 2, n=12), 50),
+            line(9, 0.1, 0.1, 0.1, 0.2, n=20),  # Twice as much, after a fall by ninety times that.
+        ],
         words="quick Frechet distance was 2.",
     ),
     Case(
@@ -113,6 +118,62 @@ def test_a_rule_warns_of_what_is_bad_and_of_nothing_else(case: Case) -> None:
     assert case.words in words
     for values in case.fine:
         assert alerts(history(case.figure, values)) == []
+
+
+TOYS = Path(__file__).parent / "toy_logs"
+"""What 2-D runs logged: stack figures --toy iterations=1200, a few of the figures, rounded."""
+
+
+def told_of(rows: Sequence[Mapping[str, float]]) -> list[tuple[int, str]]:
+    watch = Watch()
+    return [(row["step"], sign) for row in rows for sign, _ in watch.look(row["step"], row)]
+
+
+@pytest.mark.parametrize(
+    ("toy", "signs"),
+    [
+        # Both spread out while the student warms up, which half doubles their distance, and end
+        # at a quarter of it.
+        ("toy_fkl", []),
+        ("toy_fkl_plain", []),
+        # It loses modes while it warms up, and has lost them when that is over.
+        ("toy_rkl", [(700, "mode loss"), (720, "quality falls")]),
+    ],
+)
+def test_toys_are_warned_of_modes_they_lose(toy: str, signs: list[tuple[int, str]]) -> None:
+    rows = read_history(TOYS / f"{toy}.jsonl").rows
+    assert told_of(rows) == signs
+
+
+def test_it_is_the_warm_up_that_is_left_out() -> None:
+    rows = read_history(TOYS / "toy_fkl_plain.jsonl").rows
+    without = [{k: v for k, v in row.items() if k != "lr/student"} for row in rows]
+    assert [sign for _, sign in told_of(without)] == ["mode loss", "quality falls"]
+
+
+@pytest.mark.parametrize(
+    ("spread", "warned"),
+    [
+        ([0.1] * 12, True),
+        ([0.0] * 12, True),  # Reverse KL, whose h is always 1.
+        ([0.0] * 8 + [0.1] * 4, True),
+        ([0.0] * 9 + [0.1] * 3, False),  # One window since h began to differ; two it takes.
+    ],
+)
+def test_the_ratios_warm_up_is_waited_for(spread: Sequence[float], warned: bool) -> None:
+    values = [1.0] * 6 + [2.0] * 6
+    rows = [
+        {"step": i, "quick/frechet_distance": value, "h/variance": spread[i]}
+        for i, value in enumerate(values)
+    ]
+    assert bool(alerts(History(rows))) == warned
+
+
+def test_one_bad_window_is_not_enough() -> None:
+    rise = np.array([2.0, 2, 2, 2, 2, 4, 4])
+    assert alerts(history("quick/frechet_distance", rise)) == []
+    assert alerts(history("quick/frechet_distance", np.append(rise, 2.0))) != []  # Median is 4.
+    assert alerts(history("quick/frechet_distance", np.append(rise, [2.0, 2]))) == []
 
 
 def test_a_log_without_these_figures_is_silent() -> None:

@@ -63,10 +63,44 @@ def test_curves_are_overlaid(runs: list[Path]) -> None:
     page = Page(write_comparison(runs).read_text())
     for title in (
         "Losses of the critics: fake score",
-        "Density ratio r, median",
+        "Density ratio r: median",
         "Quick evaluations",
     ):
         assert page.titles.count(title) == 1
+
+
+def chart(html: str, title: str) -> str:
+    """The figure of that title."""
+    found = html[html.index(f"<h3>{title}</h3>") :]
+    return found[: found.index("</figure>")]
+
+
+@pytest.mark.parametrize(
+    ("words", "under", "not_under"),
+    [
+        ("2 ln 2", "Losses of the critics: discriminator", "Losses of the critics: fake score"),
+        ("Near 0.5", "Discriminator: right answers", "Discriminator: ratios at a clip"),
+        ("grow alike", "Likeness within a batch: student", "Likeness within a batch: data"),
+    ],
+)
+def test_a_note_stands_under_what_it_is_of(
+    runs: list[Path], words: str, under: str, not_under: str
+) -> None:
+    html = write_comparison(runs).read_text()
+    assert words in chart(html, under)
+    assert words not in chart(html, not_under)
+    dashed = "stroke-dasharray"
+    assert dashed not in chart(html, not_under)
+    assert dashed in chart(html, under) or "dashed" not in chart(html, under)
+
+
+def test_points_in_the_plane_are_not_to_be_evaluated(runs: list[Path]) -> None:
+    for run in runs:
+        (run / "evaluation.json").unlink()
+    assert "None is evaluated yet" in write_comparison(runs).read_text()
+    for run in runs:
+        Image.new("RGB", (10, 10)).save(run / "samples" / "modes.png")
+    assert "valuate" not in " ".join(Page(write_comparison(runs).read_text()).text)
 
 
 def test_it_needs_nothing_beside_it(runs: list[Path]) -> None:
@@ -82,10 +116,9 @@ def test_a_run_that_lacks_something_keeps_its_colour(runs: list[Path]) -> None:
     for name in ("evaluation.json", "samples/grid.png"):
         (runs[0] / name).unlink()
     html = write_comparison(runs).read_text()
-    chart = html[html.index("Weight h of the score gap") :]
-    chart = chart[: chart.index("</figure>")]
-    assert "--series-2" in chart
-    assert "--series-1" not in chart
+    figure = chart(html, "Weight h of the score gap: median")
+    assert "--series-2" in figure
+    assert "--series-1" not in figure
     assert ("–", False) in Page(html).cells
 
 

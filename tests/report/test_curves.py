@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from stack.report.curves import Chart, binned, chart_svg, plain_number, smooth, thin
+from stack.report.curves import Chart, binned, chart_svg, plain_number, smooth, thin, trend
 from stack.report.history import Curve
 
 
@@ -46,6 +46,13 @@ def test_binned_curves_keep_their_mean(n: int, expected: int) -> None:
     assert few.steps.mean() == pytest.approx(curve(n).steps.mean())
 
 
+def test_a_spike_does_not_lift_the_trend_of_a_log_scale() -> None:
+    steps, values = np.arange(1.0, 301), np.ones(300)
+    values[150] = 1e4
+    assert trend(Curve(steps, values)).values[150] > 900  # A plateau as wide as the window.
+    assert trend(Curve(steps, values), log=True).values.max() == pytest.approx(1e4 ** (1 / 11))
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
@@ -58,7 +65,8 @@ def test_binned_curves_keep_their_mean(n: int, expected: int) -> None:
         (150000, "150k"),
         (1e6, "10⁶"),
         (1e-5, "10⁻⁵"),
-        (2e-4, "2·10⁻⁴"),
+        (2e-4, "0.0002"),
+        (2e-5, "2·10⁻⁵"),
         (0.1 + 0.2, "0.3"),
     ],
 )
@@ -71,10 +79,10 @@ CHARTS = {
     "several": Chart("loss", [curve(30, seed) for seed in range(7)], marks=[10, 20]),
     "long": Chart("loss", [curve(5000)]),
     "one point": Chart("loss", [curve(1)]),
-    "log": Chart("loss", [curve(30, low=1e-3)], log=True, reference=1),
+    "log": Chart("loss", [curve(30, low=1e-3)], log=True, references=[1]),
     "log of what is not above zero": Chart("loss", [curve(30, low=-0.5)], log=True),
     "constant": Chart("h", band=[Curve(np.arange(9.0) + 1, np.ones(9))] * 3, log=True),
-    "band": Chart("r", band=[curve(900, 1, q) for q in (0.1, 2, 8)], log=True, reference=1),
+    "band": Chart("r", band=[curve(900, 1, q) for q in (0.1, 2, 8)], log=True, references=[1]),
     "exact": Chart("rate", [curve(30)], exact=True),
     "limits": Chart("share", [curve(30)], limits=(0, 3)),
 }

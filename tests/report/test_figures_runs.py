@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def test_samples_are_sorted_by_score_difference(tmp_path: Path) -> None:
 def test_a_map_puts_rows_along_y(tmp_path: Path) -> None:
     x, y = np.linspace(-1, 1, 4), np.linspace(-2, 2, 4)
     plane = np.arange(1.0, 17).reshape(4, 4)
-    field = Field(x, y, plane, plane, plane, np.zeros((5, 2)), "forward KL", "noise 0.3")
+    field = Field(x, y, plane, plane, plane, plane, np.zeros((5, 2)), "forward KL", "noise 0.3")
     paths = score_gap_map(tmp_path / "fig2", field)
     rows = rows_of(paths[2])
     assert len(rows) == 16
@@ -65,7 +66,7 @@ PANELS = [
 
 
 def test_curves_of_several_runs_are_in_one_figure(tmp_path: Path) -> None:
-    runs = {"with": history(1.0), "without": history(5.0)}
+    runs = {"with": {"a": history(1.0)}, "without": {"b": history(5.0)}}
     paths = overlaid(tmp_path / "fig", PANELS, runs)
     text = paths[1].read_text()
     for words in ("Loss, log scale", "Distance", "with", "without", "iteration"):
@@ -74,6 +75,31 @@ def test_curves_of_several_runs_are_in_one_figure(tmp_path: Path) -> None:
     rows = rows_of(paths[2])
     assert len(rows) == 2 * 59 + 2
     assert {row["figure"] for row in rows} == {"loss/gap", "quick/frechet_distance"}
+    assert {(row["line"], row["run"]) for row in rows} == {("with", "a"), ("without", "b")}
+    assert "seeds" not in text
+
+
+def test_seeds_are_one_line_in_a_band(tmp_path: Path) -> None:
+    seeds = {f"seed{i}": history(scale) for i, scale in enumerate((1.0, 2.0, 4.0))}
+    one = overlaid(tmp_path / "one", PANELS[:1], {"all": {"seed1": history(2.0)}})
+    band = overlaid(tmp_path / "band", PANELS[:1], {"all": seeds})
+    assert ">line and band: mean, lowest and highest of 3 seeds<" in band[1].read_text()
+    assert len(rows_of(band[2])) == 3 * len(rows_of(one[2]))
+    # A geometric mean of 1, 2 and 4 is 2: one line, without the raw ones.
+    drawn = [path.read_text().count("opacity: 0.22") for path in (one[1], band[1])]
+    assert drawn == [1, 0]
+
+
+def test_where_nobody_comes_nothing_is_drawn(tmp_path: Path) -> None:
+    """The highest h, in a corner without data or samples, has no part in colours or pixels."""
+    axis = np.linspace(-2, 2, 41)
+    x, y = np.meshgrid(axis, axis)
+    density, gap, h = np.exp(-4 * (x**2 + y**2)), np.ones_like(x) + x**2, np.ones_like(x)
+    h[30:, 30:] = 1e6
+    field = Field(axis, axis, density, density, gap, h + density, np.zeros((5, 2)), "h", "noise")
+    text = score_gap_map(tmp_path / "fig2", field)[1].read_text()
+    assert "10⁶" not in text
+    assert {">1<", ">2<"} <= set(re.findall(r">[\d.]+<", text))
 
 
 def test_pictures_wrap_into_blocks_and_keep_their_colours(tmp_path: Path) -> None:

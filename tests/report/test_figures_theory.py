@@ -57,6 +57,14 @@ def test_variance_figure_holds_the_same_numbers(tmp_path: Path) -> None:
     assert all(f">{title}" in text for title in DIVERGENCES.values())
 
 
+def test_what_is_zero_is_drawn_and_said(tmp_path: Path) -> None:
+    """By rounding it is 1e-32 where both Gaussians are one, and other curves begin there too."""
+    text = variance_of_h(tmp_path / "fig4a", [0.0, 0.5, 1.0])[1].read_text()
+    assert text.count(">reverse KL (zero)<") == 1
+    assert text.count("(zero)") == 1
+    assert text.count("stroke-dasharray") >= 3  # A line in both panels, and in the legend.
+
+
 def test_divergence_figure_holds_f_prime_and_h(tmp_path: Path) -> None:
     rows = rows_of(divergence_curves(tmp_path / "fig3")[2])
     at_one = {row["divergence"]: row for row in rows if row["r"] == "1"}

@@ -145,3 +145,13 @@ def test_charts_are_bare_svg_and_name_their_runs(found: Levels) -> None:
     assert html.count("<svg") == 2 + 2 + 4
     assert not re.search(r"#[0-9a-fA-F]{6}", html)
     assert level_figures({}) == ""
+
+
+def test_a_run_without_tables_keeps_its_colour(found: Levels) -> None:
+    html = level_figures({"first": None, "second": found})
+    chart = html[html.index("Calibration error of r") :]
+    chart = chart[: chart.index("</figure>")]
+    assert "second" in chart
+    assert "first" not in chart
+    assert "--series-2" in chart
+    assert "--series-1" not in chart

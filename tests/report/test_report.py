@@ -47,6 +47,7 @@ def metrics(steps: int = 40) -> list[dict[str, Any]]:
         row |= {"loss/fake": 1 / i, "loss/discriminator": 1.3, "grad/fake": 0.5, "lr/fake": 1e-4}
         row |= {"data_wait": 0.02, "discriminator/accuracy": 0.6, "latent/drift": 0.1}
         row |= {"similarity/fake": 0.2, "similarity/real": 0.1, "quick/frechet_distance": 2 / i}
+        row |= {"quick/in_batch_similarity": 0.4, "quick/mode_entropy": 2.2}
         if i % 2 == 0:
             row |= {"loss/gap": 0.5, "r/p10": 0.2, "r/p50": 1.0, "r/p90": 4.0, "r/clipped": 0.01}
             row |= {"h/p10": 0.5, "h/p50": 1.0, "h/p90": 1.5, "h/variance": 0.1, "gap/mean": 0.2}

@@ -139,13 +139,29 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"seeds": []}, "seeds: "),
     ({"seeds": [1, 1]}, "seeds: [1, 1] has one twice"),
     ({"axis": {}}, "axis: "),
+    ({"baseline": [{}]}, "has one twice, or an empty one"),
+    ({"baseline": [{"GAN loss": "with"}] * 2}, "has one twice, or an empty one"),
+    ({"baseline": [{"divergence": "rkl"}, {"GAN": "with"}]}, "baseline: GAN: not an axis"),
     ({"baseline": {"GAN": "with"}}, "baseline: GAN: not an axis"),
     ({"baseline": {"GAN loss": "none"}}, "baseline: GAN loss: none: not a value"),
     ({"axes": {"a": {"x y": [], "x_y": []}}, "baseline": {}}, "axes: two cells would be in x_y"),
 ]
 
 
-@pytest.mark.parametrize(("changes", "message"), WRONG, ids=[text for _, text in WRONG])
+def test_a_list_of_baselines_is_compared_with_one_by_one(
+    tmp_path: Path, in_process: list[list[str]]
+) -> None:
+    both = [{"divergence": "rkl"}, {"GAN loss": "without"}]
+    main(["ablate", str(write_plan(tmp_path, seeds=[0], baseline=both))])
+    rows = rows_of(tmp_path / "out" / "table.csv")
+    found = [row["baseline"] for row in rows if row["divergence"] == "js" and row["pairs"] == "1"]
+    assert found == ["rkl / without", "rkl / with", "js / without"]
+    told = (tmp_path / "out" / "table.md").read_text()
+    for words in ("with divergence = rkl.", "with GAN loss = without.", " of rkl", "by mean"):
+        assert words in told, words
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG)
 def test_a_broken_plan_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     path = write_plan(tmp_path, **changes)
     with pytest.raises(UserError) as caught:

@@ -14,7 +14,7 @@ from stack.config.load import load_recipe
 from stack.config.schema import DistillRecipe
 from stack.report.history import History
 from stack.verbs.figures import FIGURES
-from stack.verbs.figures_runs import Run, alike, labelled
+from stack.verbs.figures_runs import Run, alike, labelled, seeded
 from tests.pipeline import ROOT
 
 SMALL = ["iterations=6", "global_batch=64", "log.every=1", "log.sample_every=3"]
@@ -41,6 +41,20 @@ def test_runs_of_one_teacher_that_differ_go_together() -> None:
         "reverse KL",
         "forward KL (again)",
     ]
+
+
+def test_seeds_of_one_recipe_are_one_line() -> None:
+    a, b = run_of("a"), run_of("b", "divergence=rkl")
+    again, other = run_of("again", "seed=3"), run_of("other", "ratio.r_max=9")
+    by = lambda run: run.divergence  # noqa: E731
+    assert {line: list(runs) for line, runs in seeded([a, b, again], by).items()} == {
+        "forward KL": ["a", "again"],
+        "reverse KL": ["b"],
+    }
+    assert {line: list(runs) for line, runs in seeded([a, again, other], by).items()} == {
+        "forward KL (a)": ["a", "again"],
+        "forward KL (other)": ["other"],
+    }
 
 
 @pytest.mark.parametrize(
@@ -71,6 +85,36 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
+def some(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fig. 5 from two toy runs of a few iterations."""
+    out = tmp_path_factory.mktemp("some")
+    command = ["figures", "--out", str(out), "--only", "fig5", "--samples", "100"]
+    assert main([*command, *TOY]) == 0
+    return out
+
+
+def test_fresh_samples_have_weights_of_mean_one(some: Path) -> None:
+    rows = rows_of(some / "fig5.csv")
+    assert {row["run"] for row in rows} == {"toy_fkl, forward KL", "toy_js, Jensen–Shannon"}
+    for name in {row["run"] for row in rows}:
+        own = [row for row in rows if row["run"] == name]
+        assert len(own) == 100
+        assert np.mean([float(row["h"]) for row in own]) == pytest.approx(1, rel=1e-3)
+
+
+def test_runs_that_are_given_are_the_ones_drawn(some: Path, tmp_path: Path) -> None:
+    """Nothing is trained: the folder of toys stays away."""
+    runs = [str(some / "toy" / name) for name in ("toy_fkl", "toy_js")]
+    only = ["--only", "fig2,fig8,fig9", "--out", str(tmp_path)]
+    assert main(["figures", *runs, *only]) == 0
+    assert not (tmp_path / "toy").exists()
+    titles = {row["line"] for row in rows_of(tmp_path / "fig9.csv")}
+    assert titles == {"forward KL", "Jensen–Shannon"}
+    assert {row["row"] for row in rows_of(tmp_path / "fig8.csv")} == titles | {"data"}
+    assert len(rows_of(tmp_path / "fig2.csv")) == 160**2
+
+
+@pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All figures from toy runs of a few iterations."""
     out = tmp_path_factory.mktemp("figures")
@@ -92,32 +136,15 @@ def test_every_figure_is_drawn_from_toys(drawn: Path) -> None:
 
 
 @pytest.mark.slow
-def test_fresh_samples_have_weights_of_mean_one(drawn: Path) -> None:
-    rows = rows_of(drawn / "fig5.csv")
-    for name in {row["run"] for row in rows}:
-        own = [row for row in rows if row["run"] == name]
-        assert len(own) == 100
-        assert np.mean([float(row["h"]) for row in own]) == pytest.approx(1, rel=1e-3)
-
-
-@pytest.mark.slow
 def test_curves_are_those_of_the_logs(drawn: Path) -> None:
-    rows = [row for row in rows_of(drawn / "fig4b.csv") if row["run"] == "without normalisation"]
+    rows = rows_of(drawn / "fig4b.csv")
+    lines = {(row["line"], row["run"]) for row in rows}
+    ends = ("", "_seed1", "_seed2")
+    assert lines == {("with both normalisations", f"toy_fkl{end}") for end in ends} | {
+        ("without normalisation", f"toy_fkl_plain{end}") for end in ends
+    }
+    rows = [r for r in rows if r["run"] == "toy_fkl_plain" and r["figure"] == "loss/gap"]
     history = Run.open(drawn / "toy" / "toy_fkl_plain").history
     assert isinstance(history, History)
     logged = history.curve("loss/gap").values
     np.testing.assert_allclose([float(row["value"]) for row in rows], logged, rtol=1e-5)
-
-
-@pytest.mark.slow
-def test_runs_that_are_given_are_the_ones_drawn(drawn: Path, tmp_path: Path) -> None:
-    """Nothing is trained: the folder of toys stays away."""
-    runs = [str(drawn / "toy" / name) for name in ("toy_fkl", "toy_rkl", "toy_js")]
-    only = ["--only", "fig2,fig8,fig9", "--out", str(tmp_path)]
-    assert main(["figures", *runs, *only]) == 0
-    assert not (tmp_path / "toy").exists()
-    titles = {row["run"] for row in rows_of(tmp_path / "fig9.csv")}
-    assert titles == {"forward KL", "reverse KL", "Jensen–Shannon"}
-    assert {row["row"] for row in rows_of(tmp_path / "fig8.csv")} == titles | {"data"}
-    before = (drawn / "fig2.csv").read_bytes()
-    assert (tmp_path / "fig2.csv").read_bytes() == before
