@@ -28,6 +28,7 @@ fi
 export HF_HOME=${HF_HOME:-$HOME/.cache/huggingface}
 BOX=()      # What a command runs inside of,
 SRUN_BOX=() # or what srun is told to run it inside of.
+LOCAL_SCRATCH=${LOCAL_SCRATCH:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}}
 case ${CONTAINER:-} in
 "")
     VENV=${VENV:-$ROOT/.venv}
@@ -36,13 +37,22 @@ case ${CONTAINER:-} in
     ;;
 *.sif)
     [[ -f $CONTAINER ]] || fail "CONTAINER: $CONTAINER: no such file; see slurm/README.md, Install"
-    BOX=(apptainer exec --nv --bind "$ROOT,$HF_HOME${MOUNTS:+,$MOUNTS}" --pwd "$ROOT" "$CONTAINER")
+    BOX=(apptainer exec --nv --bind "$ROOT,$HF_HOME,$LOCAL_SCRATCH${MOUNTS:+,$MOUNTS}"
+        --pwd "$ROOT" "$CONTAINER")
     ;;
 *)
+    mounts=$ROOT:$ROOT,$HF_HOME:$HF_HOME,$LOCAL_SCRATCH:$LOCAL_SCRATCH
     SRUN_BOX=(--container-image="$CONTAINER" --container-workdir="$ROOT"
-        --container-mounts="$ROOT:$ROOT,$HF_HOME:$HF_HOME${MOUNTS:+,$MOUNTS}")
+        --container-mounts="$mounts${MOUNTS:+,$MOUNTS}")
     ;;
 esac
+
+# On the disk of each node: temporary files, and what compilers make, for all jobs of a user.
+export TMPDIR=$LOCAL_SCRATCH LOCAL_CACHES=$LOCAL_SCRATCH/f-distill-$UID
+mkdir -p "$TMPDIR" || fail "LOCAL_SCRATCH: $LOCAL_SCRATCH: cannot be made"
+export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$LOCAL_CACHES/triton}
+export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$LOCAL_CACHES/inductor}
+export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$LOCAL_CACHES/extensions}
 
 export HF_HUB_OFFLINE=1 # Nodes ask no hub: what is missing, `stack fetch` brings from a login node.
 export PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1 # A crash leaves its stack in the rank's log.
@@ -56,6 +66,12 @@ export MASTER_ADDR MASTER_PORT
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN} # Its errors name host and peer.
 # A collective that hangs ends in an error (after parallel.timeout), not in silence.
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=${TORCH_NCCL_ASYNC_ERROR_HANDLING:-1}
+
+RESTART=${SLURM_RESTART_COUNT:-0}
+# The number of an array's last task is also the array's: of all its tasks, and not to be put back.
+JOB=$SLURM_JOB_ID
+[[ -n ${SLURM_ARRAY_TASK_ID:-} ]] && JOB=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+
 # Under sbatch --export=... srun would hand on what was named there only, and none of the above.
 unset SLURM_EXPORT_ENV
 
@@ -73,30 +89,31 @@ once() {
 # to_the_end COMMAND...: run it on the first node; when the job's time is nearly over, which Slurm
 # tells this shell (--signal=B:USR1@...), put the job back. What was written stays.
 to_the_end() {
-    local child status
-    trap 'echo "the time is up; put back" >&2; patiently scontrol requeue "$SLURM_JOB_ID"' USR1
+    local child status signalled=1
+    trap signalled=1 TERM
+    trap 'signalled=1; echo "the time is up; put back" >&2; patiently put_back' USR1
     once "$@" &
     child=$!
-    wait "$child"
-    status=$?
-    while kill -0 "$child" 2> /dev/null; do # It was a signal that ended the waiting.
+    while ((signalled)); do # A signal ends the waiting, not what is waited for.
+        signalled=0
         wait "$child"
         status=$?
     done
-    trap : USR1
+    trap : TERM USR1
     return "$status"
 }
 
-# ranks LOGS COMMAND...: run it as one task a rank, each with a log of its own in a folder.
+# ranks LOGS COMMAND...: run it as one task a rank, each with a log and its status in a folder.
 ranks() {
-    local logs=$1
+    export LOGS=$1
     shift
-    mkdir -p "$logs" || fail "$logs: cannot be made"
-    echo "$(date -Is) job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $SLURM_NTASKS ranks, logs in $logs"
+    mkdir -p "$LOGS" || fail "$LOGS: cannot be made"
+    echo "$(date -Is) job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $SLURM_NTASKS ranks, logs in $LOGS"
     # Once a rank has ended, the others have GRACE seconds to say why and end; then they are killed.
-    # Killed at once, they could not tell.
-    srun --kill-on-bad-exit=0 --wait="${GRACE:-60}" --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
-        --output="$logs/rank-%t.log" "${SRUN_BOX[@]}" "${BOX[@]}" bash slurm/rank.sh "$@"
+    # Killed at once (HASTE), they could not tell.
+    srun --kill-on-bad-exit="${HASTE:-0}" --wait="${GRACE:-60}" \
+        --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --output="$LOGS/rank-%t.log" \
+        "${SRUN_BOX[@]}" bash slurm/rank.sh "${BOX[@]}" "$@"
 }
 
 # settle RECIPE [field=value...]: find the run's folder, OUT, and what to say of it, FIELDS.
@@ -116,26 +133,31 @@ settle() {
 
 # --- Jobs ------------------------------------------------------------------------------------
 
-# train RECIPE [field=value...]: distil on all ranks, on from where an earlier job came to; then put
-# the job back into the queue, if it was stopped or lost a rank, and makes progress.
+# train RECIPE [field=value...]: distil on all ranks, on from where an earlier job came to.
 train() {
-    local recipe=$1 logs status state
+    local recipe=$1
     settle "$@"
+    work "$OUT" python -m stack distill "$recipe" "${FIELDS[@]}" --resume
+}
+
+# work NOTES COMMAND...: run it on all ranks, with logs in OUT; then put the job back into the
+# queue, if it was stopped or lost a rank, and makes progress, which the folder NOTES tells.
+work() {
+    local notes=$1 logs=$OUT/logs/$SLURM_JOB_ID-$RESTART status STATE=""
     local limits=(--max-crashes "${MAX_CRASHES:-3}" --max-stops "${MAX_STOPS:-20}")
-    once python -m stack job begin "$OUT" "${limits[@]}" || exit 2
-    logs=$OUT/logs/$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}
-    ranks "$logs" python -m stack distill "$recipe" "${FIELDS[@]}" --resume
+    shift
+    once python -m stack job begin "$notes" "${limits[@]}" || exit 2
+    ranks "$logs" "$@"
     status=$?
     tell "$logs"
-    # A job that Slurm is ending (scancel) is not RUNNING any more.
-    state=$(patiently scontrol show job -o "$SLURM_JOB_ID" | grep -o 'JobState=[A-Z_]*')
-    state=${state#JobState=}
-    if once python -m stack job end "$OUT" --status "$status" --state "$state" "${limits[@]}"; then
-        if patiently scontrol requeue "$SLURM_JOB_ID"; then
+    patiently look
+    local how=(--status "$status" --ranks "$logs" "${limits[@]}")
+    if once python -m stack job end "$notes" "${how[@]}" --state "$STATE"; then
+        if patiently put_back; then
             for _ in {1..120}; do sleep 1; done # Until Slurm ends this shell.
             exit "$status"
         fi
-        once python -m stack job end "$OUT" --status "$status" --state REFUSED "${limits[@]}"
+        once python -m stack job end "$notes" "${how[@]}" --state REFUSED
     fi
     exit "$status"
 }
@@ -158,12 +180,31 @@ tell() {
         sort | uniq -c | sort -rn | head -5 >&2
 }
 
-# patiently COMMAND...: again for some minutes while it fails, as Slurm's controller is away at times.
+# look: what Slurm has of this job; its state into STATE, which is not RUNNING any more where Slurm
+# is ending it (scancel). Slurm begins a job anew whose first node it takes for lost, though this
+# shell may live on there: then it goes without a word, or it would put back the new start.
+look() {
+    local told
+    told=$(scontrol show job -o "$JOB") || return
+    [[ $told =~ \ JobState=([A-Z_]+) ]] && STATE=${BASH_REMATCH[1]}
+    if [[ $told =~ \ Restarts=([0-9]+) && ${BASH_REMATCH[1]} != "$RESTART" ]] ||
+        [[ $told =~ \ BatchHost=([^ ]+) && ${BASH_REMATCH[1]} != "$SLURMD_NODENAME" ]]; then
+        echo "job $JOB has begun anew without this node; its start $RESTART goes" >&2
+        exit 0
+    fi
+}
+
+# put_back: into the queue, unless it is not this start's any more.
+put_back() {
+    look && scontrol requeue "$JOB"
+}
+
+# patiently COMMAND...: again for two minutes while it fails: Slurm's controller is away at times.
 patiently() {
     local try
     for try in 1 2 3 4 5; do
         "$@" && return
-        ((try < 5)) && sleep "${PAUSE:-30}"
+        ((try < 5)) && sleep "${REQUEUE_PAUSE:-30}"
     done
     return 1
 }

@@ -97,8 +97,9 @@ VERBS: dict[str, tuple[str, str, Add]] = {
         add_doctor,
     ),
     "fetch": (
-        "bring what a recipe needs from the hub, for jobs without a network",
-        "Download the teacher at its pinned commit into HF_HOME and check every file.",
+        "bring what a recipe needs from elsewhere, for jobs without a network",
+        "Download the teacher, and the networks of metrics that evaluation.networks names: of the "
+        "hub at their pinned commits into HF_HOME, with every file checked; EDM's from NVIDIA.",
         add_fetch,
     ),
     "job": (

@@ -50,10 +50,11 @@ def add_job(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int
     for part in (begin, end):
         part.add_argument("run", type=Path, help="run folder")
         for name, count, what in (("crashes", 3, "crashes"), ("stops", 20, "preemptions")):
-            text = f"{what} in a row without progress that are enough (%(default)s)"
+            text = f"{what} in a row without progress that end the job (%(default)s)"
             part.add_argument(f"--max-{name}", type=positive, default=count, help=text)
     end.add_argument("--status", type=int, required=True, help="of srun")
     end.add_argument("--state", default="RUNNING", help="of the job (%(default)s)")
+    end.add_argument("--ranks", type=Path, metavar="FOLDER", help="with the ranks' rank-N.status")
 
     def run(args: argparse.Namespace) -> int:
         from stack.verbs import job
@@ -61,7 +62,7 @@ def add_job(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int
         limits = job.Limits(args.max_stops, args.max_crashes)
         if args.part == "begin":
             return job.begin(args.run, limits)
-        return job.end(args.run, args.status, args.state, limits)
+        return job.end(args.run, args.status, args.state, limits, args.ranks)
 
     return run
 

@@ -16,13 +16,22 @@ from stack.nets.hub_cache import (
     from_hub,
     json_fault,
     listing,
+    online,
     stage_part,
     weight_faults,
 )
 from stack.nets.pickles import ASK, PICKLES, convert, pickles_only
 from stack.util.errors import UserError
 
-__all__ = ["Staged", "current_commit", "fault", "from_hub", "pipeline_folder", "stage"]
+__all__ = [
+    "Staged",
+    "current_commit",
+    "fault",
+    "from_hub",
+    "online",
+    "pipeline_folder",
+    "stage",
+]
 
 _CONFIGS = {
     "unet": "config.json",
@@ -70,14 +79,15 @@ def pipeline_folder(path: str, revision: str | None) -> Path:
     return cached_folder(_PIPELINE, path, revision)
 
 
-def fault(path: str, revision: str | None) -> str | None:
+def fault(path: str, revision: str | None, *, hashed: bool = True) -> str | None:
     """The first thing that is missing or damaged of a pipeline, in one line; None if it is whole.
 
-    Every file from the hub is read and compared with its checksum; of a folder, whose files have
-    none, the configurations are parsed and the weights' headers compared with their sizes.
+    Every file from the hub is read and compared with its checksum, or only its size where
+    ``hashed`` is false; of a folder, whose files have none, the configurations are parsed and the
+    weights' headers compared with their sizes.
     """
     if revision is not None and from_hub(path):
-        return cached_fault(_PIPELINE, path, revision)
+        return cached_fault(_PIPELINE, path, revision, hashed=hashed)
     return next((f"{path}/{name}: {told}" for name, told in _faults(Path(path))), None)
 
 

@@ -74,8 +74,8 @@ class Staged:
 
 
 def from_hub(path: str) -> bool:
-    """Whether a hub id is meant: no folder of that name, and org/name in form."""
-    if Path(path).is_dir() or "/" not in path:
+    """Whether a hub id is meant: no folder or file of that name, and org/name in form."""
+    if Path(path).exists() or "/" not in path:
         return False
     try:
         validate_repo_id(path)
@@ -102,13 +102,16 @@ def cached_folder(part: Part, path: str, revision: str) -> Path:
     raise UserError(f"{part.field}: {path}: revision {revision} {told}; {REMEDY}")
 
 
-def cached_fault(part: Part, path: str, revision: str) -> str | None:
+def cached_fault(part: Part, path: str, revision: str, *, hashed: bool = True) -> str | None:
     """The first thing that is missing or damaged of a part, in one line; None if it is whole.
-    Every file is read and compared with its checksum."""
+
+    Args:
+        hashed: read every file and compare its checksum; else sizes, and headers of weights.
+    """
     folder = _snapshot(part, path, revision)
     if folder is None:
         return f"{path}: revision {revision}: not in the cache {constants.HF_HUB_CACHE}"
-    found = next(_damaged(part, path, revision, folder), None)
+    found = next(_damaged(part, path, revision, folder, hashed), None)
     return found and f"{folder}/{found[0]}: {found[1]}"
 
 
@@ -121,11 +124,7 @@ def stage_part(part: Part, path: str, revision: str) -> Staged:
     Raises:
         UserError: no network, no such repository or commit, no access, or the part is not whole.
     """
-    if constants.is_offline_mode():
-        raise UserError(
-            f"{part.field}: {path}: HF_HUB_OFFLINE is set, so nothing can be fetched; unset it "
-            "(and TRANSFORMERS_OFFLINE) for this command"
-        )
+    online(f"{part.field}: {path}")
     with _in_one_line(part, path, revision):
         patterns = list(part.wanted)
         folder = Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
@@ -138,8 +137,24 @@ def stage_part(part: Part, path: str, revision: str) -> Staged:
     return Staged(folder, len(files), sum(file.size for file in files))
 
 
+def online(what: str) -> None:
+    """Refuse to ask the hub where the environment says that there is none.
+
+    Raises:
+        UserError: HF_HUB_OFFLINE; begins with ``what``.
+    """
+    if constants.is_offline_mode():
+        raise UserError(
+            f"{what}: HF_HUB_OFFLINE is set, so nothing can be fetched; unset it (and "
+            "TRANSFORMERS_OFFLINE) for this command"
+        )
+
+
 def current_commit(path: str) -> str | None:
-    """The commit that a hub id's main branch is at; None where the hub does not tell."""
+    """The commit that a hub id's main branch is at; None where the hub does not tell, or is not
+    to be asked."""
+    if constants.is_offline_mode():
+        return None
     try:
         return HfApi().model_info(path).sha
     except (OSError, HTTPError):
@@ -195,16 +210,16 @@ def listing(part: Part, path: str, revision: str) -> list[RepoFile]:
     )
 
 
-def _damaged(part: Part, path: str, revision: str, folder: Path) -> Faults:
+def _damaged(part: Part, path: str, revision: str, folder: Path, hashed: bool = True) -> Faults:
     """Every staged file that is not the commit's, as (name, what is wrong)."""
     files = listing(part, path, revision)
     if not files:
-        yield part.first, f"the cache does not know the commit's files; {REMEDY}"
+        yield part.first, "the cache does not know the commit's files"
         return
     wrong = dict(_unlisted(folder, files))
     yield from wrong.items()
     for file in files:
-        if file.path not in wrong and (told := _blob_fault(folder / file.path)):
+        if hashed and file.path not in wrong and (told := _blob_fault(folder / file.path)):
             yield file.path, told
     yield from ((name, told) for name, told in part.faults(folder) if name not in wrong)
 

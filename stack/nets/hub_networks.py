@@ -51,12 +51,12 @@ def network_path(name: str, told: str) -> Path:
     return Path(told)
 
 
-def network_fault(name: str, told: str) -> str | None:
+def network_fault(name: str, told: str, *, hashed: bool = True) -> str | None:
     """The first thing that is missing or damaged of a network, in one line; None if it is whole.
-    Of one that is no part of the hub, whether it is there."""
+    Of one that is no part of the hub, whether it is there; ``hashed`` as in `cached_fault`."""
     if match := _OF_HUB.fullmatch(told):
         path, revision, file = match.groups()
-        return cached_fault(_part(name, file), path, revision)
+        return cached_fault(_part(name, file), path, revision, hashed=hashed)
     return None if Path(told).exists() else f"{told}: missing"
 
 
@@ -67,6 +67,11 @@ def stage_network(name: str, told: str) -> Staged | None:
         path, revision, file = match.groups()
         return stage_part(_part(name, file), path, revision)
     return None
+
+
+def staged_by_fetch(told: str) -> bool:
+    """Whether a network is named as NAME@COMMIT or NAME@COMMIT:FILE of the hub."""
+    return _OF_HUB.fullmatch(told) is not None
 
 
 def _part(name: str, file: str | None) -> Part:

@@ -1,4 +1,4 @@
-"""Shapes of published UNets, to count and time them without their weights."""
+"""Shapes of published networks, to count and time them without their weights."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
+from stack.nets.edm_blocks import CIFAR10, IMAGENET64
 from stack.util.errors import UserError
 from stack.util.files import read_json
 
@@ -41,6 +42,13 @@ SD15_FROZEN = {"text encoder": 123_060_480, "autoencoder": 83_653_863}
 
 TOKENS = 77
 """Length of the text condition."""
+
+EDM_NETWORKS = {
+    "edm-cifar10-32x32-cond-vp": CIFAR10,
+    "edm-cifar10-32x32-uncond-vp": CIFAR10.model_copy(update={"label_dim": 0}),
+    "edm-imagenet-64x64-cond-adm": IMAGENET64,
+}
+"""By the names under which NVIDIA publishes them."""
 
 
 def unet_config(source: str | Path) -> dict[str, Any]:

@@ -93,12 +93,12 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
     broken = [rank for rank, code in enumerate(codes) if code]
-    return min(broken, key=lambda rank: (_consequence(codes[rank]), rank != failed), default=0)
+    return min(broken, key=lambda rank: (consequence(codes[rank]), rank != failed), default=0)
 
 
-def _consequence(code: int | None) -> int:
+def consequence(code: int | None) -> int:
     """How likely another rank's failure is behind a status: least for one that was chosen, then a
-    bug's traceback; a lost peer's and a kill tell of others."""
+    bug's traceback; a lost peer's and a kill (negative, as subprocess has it) tell of others."""
     if code is None or code < 0:
         return 3
     return {1: 1, exits.PEER_LOST: 2}.get(code, 0)

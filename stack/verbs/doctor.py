@@ -131,8 +131,8 @@ def _checks(recipe: AnyRecipe, board: Board) -> dict[str, Check]:
     return {
         "machine": partial(doctor_machine.machine, recipe.device),
         "packages": partial(doctor_machine.packages, recipe.parallel.backend),
-        "teacher": partial(_teacher, recipe),
-        "metrics": partial(metric_networks, recipe),
+        "teacher": partial(_teacher, recipe, board.hashes),
+        "metrics": partial(metric_networks, recipe, hashed=board.hashes),
         "attention": attention,
         "data": partial(_data, recipe, board.rank),
         "space": space,
@@ -140,13 +140,13 @@ def _checks(recipe: AnyRecipe, board: Board) -> dict[str, Check]:
     }
 
 
-def _teacher(recipe: AnyRecipe) -> Iterator[Finding]:
+def _teacher(recipe: AnyRecipe, hashed: bool) -> Iterator[Finding]:
     if not isinstance(recipe, DistillRecipe):
         yield Finding("ok", "none: this recipe makes one")
         return
     teacher = recipe.teacher
     if isinstance(teacher, SDTeacher):
-        yield from doctor_inputs.teacher(teacher.path, teacher.revision)
+        yield from doctor_inputs.teacher(teacher.path, teacher.revision, hashed=hashed)
     elif isinstance(teacher, Mixture2DTeacher):
         yield Finding("ok", "analytic, without files")
     else:

@@ -13,7 +13,8 @@ from stack.data.index import Manifest
 from stack.data.shard import SampleError, Shard
 from stack.data.storage import Folder, expand
 from stack.nets.edm_files import edm_config
-from stack.nets.hub import fault
+from stack.nets.hub import fault, from_hub
+from stack.nets.hub_cache import REMEDY
 from stack.util.errors import UserError
 from stack.verbs.doctor_findings import Finding, attempt
 
@@ -81,9 +82,15 @@ def _read(shard: Shard, row: int, fields: Sequence[str]) -> int:
     return sum(map(len, raw.values()))
 
 
-def teacher(path: str, revision: str | None) -> Iterator[Finding]:
-    """Whether the pipeline is whole: a folder, or in the hub's cache of this node."""
-    found = fault(path, revision)
+def teacher(path: str, revision: str | None, *, hashed: bool) -> Iterator[Finding]:
+    """Whether the pipeline is whole: a folder, or in the hub's cache of this node.
+
+    Args:
+        hashed: compare checksums, which one rank of a node does for all; else sizes.
+    """
+    found = fault(path, revision, hashed=hashed)
+    if found and from_hub(path):
+        found += f"; {REMEDY}"
     yield Finding("fail", found) if found else Finding("ok", f"{path}: whole")
 
 

@@ -15,14 +15,11 @@ from torch import nn
 
 from stack.config.edm import EdmPretrainRecipe, EdmTeacher
 from stack.config.schema import AnyRecipe, DistillRecipe, PretrainRecipe, SDTeacher
-from stack.data.storage import expand_variables
 from stack.nets.edm import edm_network
 from stack.nets.edm_blocks import EdmConfig
 from stack.nets.edm_files import edm_config
 from stack.nets.heads import ConvHead
 from stack.nets.hub import pipeline_folder
-from stack.nets.hub_cache import REMEDY
-from stack.nets.hub_networks import network_fault
 from stack.train.build import stream_of
 from stack.train.build_edm import teacher_config
 from stack.train.build_suite import networks_of
@@ -31,6 +28,7 @@ from stack.util.errors import UserError
 from stack.util.files import read_json
 from stack.verbs.doctor_findings import Finding
 from stack.verbs.doctor_machine import Shape
+from stack.verbs.fetch_networks import fault_of, has_checksums
 
 _FLOAT = 4
 """Bytes of a float32."""
@@ -110,18 +108,23 @@ def unet_weights(folder: Path) -> int:
     return total
 
 
-def metric_networks(recipe: AnyRecipe) -> Iterator[Finding]:
+def metric_networks(recipe: AnyRecipe, *, hashed: bool = True) -> Iterator[Finding]:
     """Whether the networks of metrics are whole, in the hub's cache or where they are named. A job
-    that trains needs them only where its quick evaluation looks through them."""
+    that trains needs them only where its quick evaluation looks through them; of others, gigabytes
+    that ``stack fetch`` has checked, only the sizes are compared.
+
+    Args:
+        hashed: compare checksums of what is needed, which one rank of a node does for all.
+    """
     rows = networks_of(recipe)
     evaluation = recipe.evaluation if isinstance(recipe, DistillRecipe) else None
     needed = evaluation and evaluation.quick_every and evaluation.quick_suite != "digits"
     for name, told in rows:
-        if fault := network_fault(name, expand_variables(told)):
-            remedy = f"evaluation.networks.{name}: {fault}; {REMEDY}"
-            yield Finding("fail" if needed else "warn", remedy)
+        read = bool(needed or name == "inception") and has_checksums(name, told)
+        if fault := fault_of(name, told, hashed=read and hashed):
+            yield Finding("fail" if needed else "warn", f"evaluation.networks.{name}: {fault}")
         else:
-            yield Finding("ok", f"{told}: whole ({name})")
+            yield Finding("ok", f"{told}: {'whole' if read else 'there'} ({name})")
     if not rows:
         yield Finding("ok", "none named")
 

@@ -1,5 +1,5 @@
-"""``stack fetch``: everything that a recipe needs from the hub, into the cache, whole and pinned;
-also the networks of its metrics."""
+"""``stack fetch``: what a recipe needs from elsewhere, its teacher and the networks of its metrics;
+of the hub into the cache, whole and pinned."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stack.config.edm import EdmTeacher
 from stack.config.schema import AnyRecipe, DistillRecipe, SDTeacher
 from stack.nets import hub
 from stack.nets.pickles import convert
 from stack.util.errors import UserError
 from stack.util.files import write_json
+from stack.verbs.fetch_edm import fetch_edm
 from stack.verbs.fetch_networks import fetch_networks
 
 
@@ -30,9 +32,10 @@ def fetch(recipe: AnyRecipe, *, json_file: Path | None = None) -> int:
     """Stage and check what the recipe needs, one line for each; returns 0.
 
     Raises:
-        UserError: no network, HF_HUB_OFFLINE, a hub id without its commit, or a damaged folder.
+        UserError: no network, HF_HUB_OFFLINE, a hub id without its commit, a damaged folder, or
+            a teacher that only its maker can bring.
     """
-    rows = [_fetch(source) for source in _sources(recipe)] + fetch_networks(recipe)
+    rows = _teacher(recipe) + fetch_networks(recipe)
     if not rows:
         print("nothing to fetch: the recipe names no pipeline")
     if json_file:
@@ -40,12 +43,15 @@ def fetch(recipe: AnyRecipe, *, json_file: Path | None = None) -> int:
     return 0
 
 
-def _sources(recipe: AnyRecipe) -> list[Source]:
-    """All that comes from the hub."""
-    if not isinstance(recipe, DistillRecipe) or not isinstance(recipe.teacher, SDTeacher):
-        return []
-    teacher = recipe.teacher
-    return [Source("teacher", teacher.path, teacher.revision, teacher.allow_pickle)]
+def _teacher(recipe: AnyRecipe) -> list[dict[str, Any]]:
+    """The teacher of a recipe that has one with files."""
+    teacher = recipe.teacher if isinstance(recipe, DistillRecipe) else None
+    if isinstance(teacher, EdmTeacher):
+        return [fetch_edm(Path(teacher.path))]
+    if isinstance(teacher, SDTeacher):
+        path, revision = teacher.path, teacher.revision
+        return [_fetch(Source("teacher", path, revision, teacher.allow_pickle))]
+    return []
 
 
 def _fetch(source: Source) -> dict[str, Any]:
@@ -60,6 +66,7 @@ def _fetch(source: Source) -> dict[str, Any]:
         print(f"{source.what}: {path} is a folder: nothing to fetch")
         return row | {"folder": path}
     if revision is None:
+        hub.online(f"{source.what}.path: {path}: no such folder, and not pinned as a hub id")
         raise UserError(f"{source.what}.revision: missing; {_pin(source)}")
     staged = hub.stage(path, revision, pickles=source.pickles)
     size = f"{staged.files} files, {staged.bytes:,} bytes"

@@ -1,4 +1,4 @@
-"""One file from the web, by its known checksum."""
+"""One file from the web, by its checksum where one is known."""
 
 from __future__ import annotations
 
@@ -18,9 +18,13 @@ _REDIRECTS = urllib3.Retry(5, connect=0, read=0, status=0, other=0, redirect=5)
 """Trying again is `retry`'s."""
 
 
-def download(url: str, path: Path, sha256: str, *, retries: int = 6) -> None:
+def download(url: str, path: Path, sha256: str | None, *, retries: int = 6) -> str:
     """Bring a file to ``path``, whole and checked or not at all; what breaks off goes on where it
-    was, also in a later call.
+    was, also in a later call. Returns its SHA-256.
+
+    Args:
+        sha256: None where nobody has published one: then the file has the length that the server
+            told, and no more is known of it.
 
     Raises:
         UserError: no network, no such file there, or one with another checksum.
@@ -34,12 +38,14 @@ def download(url: str, path: Path, sha256: str, *, retries: int = 6) -> None:
             retries=retries,
             transient=(OSError, HTTPError),
         )
-    if (found := sha256_file(part)) != sha256:
+    found = sha256_file(part)
+    if sha256 is not None and found != sha256:
         part.unlink()
         raise UserError(f"{url}: its SHA-256 is {found}, not {sha256}; look whether it has moved")
     fsync(part)
     os.replace(part, path)
     fsync(path.parent)
+    return found
 
 
 def _append(manager: urllib3.PoolManager, url: str, part: Path) -> None:

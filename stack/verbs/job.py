@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stack.checkpoint import folders
+from stack.parallel.launch import consequence
 from stack.report.journal import (
     CANCELLED,
     JOBS,
@@ -33,10 +34,10 @@ _FRESH = 60.0
 
 @dataclass(frozen=True)
 class Limits:
-    """How often in a row a job is put back that has come to no newer checkpoint.
+    """How many starts in a row without a newer checkpoint are enough for a job.
 
     Args:
-        stops: after a preemption, a time limit or a node's failure. crashes: after all else.
+        stops: that ended by a preemption, a time limit or a node's failure. crashes: by all else.
     """
 
     stops: int = 20
@@ -54,7 +55,7 @@ def begin(run: Path, limits: Limits) -> int:
     rows = list(read_rows(run / JOBS))
     _alone(run, rows, job)
     crashed, stopped = idle([row for row in rows if row["job"] == job], step)
-    if crashed >= limits.crashes or stopped > limits.stops:
+    if crashed >= limits.crashes or stopped >= limits.stops:
         reason = f"{crashed + stopped} starts without progress beyond step {step}"
         note_job(run, "end", job=job, status=None, step=step, reason=reason, requeue=False)
         raise UserError(
@@ -67,18 +68,38 @@ def begin(run: Path, limits: Limits) -> int:
     return 0
 
 
-def end(run: Path, status: int, state: str, limits: Limits) -> int:
+def end(run: Path, status: int, state: str, limits: Limits, logs: Path | None = None) -> int:
     """Note how a job's training ended; returns 0 if the job should be put back into the queue.
 
     Args:
-        status: of srun. state: of the job as Slurm has it.
+        status: of srun. state: of the job as Slurm has it. logs: see `explaining`.
     """
+    status = explaining(status, logs)
     job, step = os.environ.get("SLURM_JOB_ID"), progress(run)
     past = [row for row in read_rows(run / JOBS) if row["job"] == job]
     again, reason = decide(status, state, past, step, limits)
     note_job(run, "end", job=job, status=status, step=step, reason=reason, requeue=again)
     print(f"{run}: {reason}; {'back into the queue' if again else 'not started again'}")
     return 0 if again else 1
+
+
+def explaining(status: int, logs: Path | None) -> int:
+    """The status of the rank whose failure explains the others', of equals the first to end, or
+    srun's, which is the highest, where no rank has told of one.
+
+    Args:
+        status: srun's. logs: folder where slurm/rank.sh left each rank's, as ``rank-N.status``.
+    """
+    files = logs.glob("rank-*.status") if logs else ()
+    told = [file.read_text().strip() for file in sorted(files, key=lambda f: f.stat().st_mtime_ns)]
+    broken = [int(code) for code in told if code.isdigit() and int(code)]
+    return min(broken, key=_consequence, default=status) if status else 0
+
+
+def _consequence(status: int) -> int:
+    """`consequence` of a shell's status: a signal that asked for a stop was meant for this rank."""
+    killed = status > 128 and status not in STOPPED
+    return consequence(128 - status if killed else status)
 
 
 def decide(
@@ -99,7 +120,7 @@ def decide(
         return False, "status 2: an error to mend, which the log says"
     crashed, stopped = idle([*past, {"event": "end", "status": status, "reason": ""}], step)
     if status in STOPPED:
-        if stopped > limits.stops:
+        if stopped >= limits.stops:
             return False, f"stopped by a signal {stopped} times without progress (MAX_STOPS)"
         return True, "stopped by a signal"
     reason = f"status {status}"

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
@@ -50,11 +51,18 @@ MinJobAge=600
 ReturnToService=2
 GresTypes=gpu
 {nodes}
-PartitionName=train Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=60 MaxTime=60
+PartitionName=train Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
 PartitionName=urgent Nodes=ALL PriorityTier=10 PreemptMode=OFF MaxTime=60
 """
-_GPUS = 2
-"""Of a node; device files that are /dev/null by another name."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a node claims to have; GPUs are device files that are /dev/null by another name."""
+
+    cpus: int = 8
+    gpus: int = 2
+    megabytes: int = 4000
 
 
 def missing() -> str | None:
@@ -88,18 +96,18 @@ def until(condition: Callable[[], object], what: str, seconds: float = 60) -> No
 class Cluster:
     """Nodes n1, n2, ... and two partitions, of which urgent preempts train."""
 
-    def __init__(self, root: Path, nodes: int) -> None:
+    def __init__(self, root: Path, nodes: int, node: Node) -> None:
         self.root = root
         self.names = [f"n{number}" for number in range(1, nodes + 1)]
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
         self.env = {**os.environ, "PATH": _path(), "SLURM_CONF": str(root / "slurm.conf")}
         self.env |= {"MUNGE_SOCKET": str(root / "munge" / "socket")}
-        host, cores = socket.gethostname().split(".")[0], 8
+        host = socket.gethostname().split(".")[0]
         (root / "state").mkdir(parents=True)
-        devices = self._devices()
+        devices = self._devices(node.gpus)
         lines = [
             f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={free_port()} "
-            f"CPUs={cores} RealMemory=4000 Gres=gpu:{_GPUS}"
+            f"CPUs={node.cpus} RealMemory={node.megabytes} Gres=gpu:{node.gpus}"
             for name in self.names
         ]
         conf = _CONF.format(host=host, port=free_port(), root=root, nodes="\n".join(lines))
@@ -107,14 +115,14 @@ class Cluster:
         gres = (f"NodeName={name} Name=gpu File={files}\n" for name, files in devices.items())
         (root / "gres.conf").write_text("".join(gres))
 
-    def _devices(self) -> dict[str, str]:
+    def _devices(self, gpus: int) -> dict[str, str]:
         """Files that stand for each node's GPUs."""
         found = {}
         for name in self.names:
-            for number in range(_GPUS):
+            for number in range(gpus):
                 file = self.root / f"{name}-gpu{number}"
                 os.mknod(file, 0o20666, os.makedev(1, 3))
-            found[name] = f"{self.root}/{name}-gpu[0-{_GPUS - 1}]"
+            found[name] = f"{self.root}/{name}-gpu[0-{gpus - 1}]"
         return found
 
     def start(self) -> None:
@@ -142,6 +150,11 @@ class Cluster:
 
     def start_node(self, name: str) -> None:
         self._daemon(f"slurmd-{name}", "-D", "-N", name, program="slurmd")
+
+    def revive_node(self, name: str) -> None:
+        """Start a node whose daemon was killed, and wait until it is free."""
+        self.start_node(name)
+        until(lambda: name in self.nodes_in("idle"), f"{name} idle", 120)
 
     def _daemon(self, name: str, *arguments: str, program: str = "") -> None:
         with (self.root / f"{name}.out").open("ab") as out:
@@ -180,9 +193,9 @@ class Cluster:
 
 
 @contextmanager
-def cluster(root: Path, nodes: int) -> Iterator[Cluster]:
+def cluster(root: Path, nodes: int, node: Node = Node()) -> Iterator[Cluster]:
     """A cluster that is there inside the context."""
-    made = Cluster(root, nodes)
+    made = Cluster(root, nodes, node)
     try:
         made.start()
         yield made

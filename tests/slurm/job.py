@@ -19,12 +19,12 @@ PATIENCE = 240
 
 
 class Job:
-    """A submitted script and its run folder."""
+    """A submitted script and its run folder; ``noted``: the folder with the job's notes."""
 
     def __init__(
         self, slurm: Cluster, world: World, run: Path, *arguments: str, **env: str
     ) -> None:
-        self.slurm, self.run = slurm, run
+        self.slurm, self.run, self.noted = slurm, run, run
         settings = {
             "ROOT": str(ROOT),
             "RECIPE": "recipes/digits_js.yaml",
@@ -49,7 +49,7 @@ class Job:
 
     def told(self) -> str:
         """What the job and its ranks have said, for messages of failed tests."""
-        logs = [self.run.with_name(f"{self.run.name}.out"), *self.run.glob("logs/*/*.log")]
+        logs = [self.run.with_name(f"{self.run.name}.out"), *self.run.glob("logs/*/*")]
         return "\n".join(f"== {log}\n{log.read_text()[-4000:]}" for log in logs if log.exists())
 
     def wait(self, state: str) -> None:
@@ -95,7 +95,7 @@ class Job:
         return [row for row in _rows(self.run / "metrics.jsonl") if row.get("event") in kinds]
 
     def notes(self, *kinds: str) -> list[dict[str, Any]]:
-        return [row for row in _rows(self.run / "jobs.jsonl") if row["event"] in kinds]
+        return [row for row in _rows(self.noted / "jobs.jsonl") if row["event"] in kinds]
 
     def rank(self, number: int) -> psutil.Process:
         """The process that is a rank now."""
@@ -108,6 +108,11 @@ class Job:
             if mine and "stack" in process.cmdline():
                 return process
         raise AssertionError(f"no rank {number}")
+
+    def rank_script(self, number: int) -> psutil.Process:
+        """The slurm/rank.sh of a rank, which is the process that Slurm has started."""
+        scripts = [one for one in self.rank(number).parents() if "slurm/rank.sh" in one.cmdline()]
+        return scripts[-1]
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:

@@ -4,19 +4,17 @@ node, runs out of time, and ends as if nothing had happened."""
 from __future__ import annotations
 
 import json
-import shutil
+import re
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.pipeline import ROOT, World, assert_same_state, run_stack
+from tests.pipeline import World, assert_same_state, run_stack, state_of
 from tests.slurm.cluster import Cluster, cluster, missing, until
-from tests.slurm.job import SMALL, Job
+from tests.slurm.job import Job
 
-SCRIPTS = sorted((ROOT / "slurm").glob("*.sbatch"))
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(missing() is not None, reason=f"no Slurm: {missing()}"),
@@ -39,24 +37,6 @@ FIELDS = [
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with cluster(tmp_path_factory.mktemp("slurm") / "root", nodes=3) as made:
         yield made
-
-
-@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
-def test_shellcheck() -> None:
-    scripts = [*SCRIPTS, *(ROOT / "slurm").glob("*.sh")]
-    done = subprocess.run(
-        ["shellcheck", "-x", "-P", ROOT, *scripts], capture_output=True, text=True
-    )
-    assert done.stdout == ""
-    assert done.returncode == 0
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
-def test_slurm_takes_every_script(slurm: Cluster, script: Path) -> None:
-    whole = [*SMALL, "--nodes=2"]
-    array = ["--cpus-per-task=1", "--gpus=1", "--mem=1G"]
-    small = array if "--array" in script.read_text() else whole
-    slurm.run("sbatch", "--test-only", *small, str(script))
 
 
 def preempt(job: Job) -> None:
@@ -93,7 +73,7 @@ DISTURBANCES = [
     # what, status that stack job end is told (None: nobody is there to tell), its reason
     (preempt, 85, "SIGTERM"),
     (usr1, 85, "SIGUSR1"),
-    (kill_a_rank, 137, None),
+    (kill_a_rank, 75, None),
     (stop_a_rank, None, None),
     (run_out_of_time, 85, "SIGUSR1"),
 ]
@@ -105,6 +85,19 @@ def alone(world: World, run: Path, fields: list[str]) -> None:
     paths = [f"teacher.path={world.teacher}", f"data.folders=[{world.data}]"]
     done = run_stack("distill", "recipes/digits_js.yaml", *fields, *paths, *local)
     assert done.returncode == 0, done.stderr
+
+
+def assert_close_state(run: Path, expected: Path) -> None:
+    """The newest checkpoints are at the same place in the data, and their weights, moments and
+    averages agree but for what another order of summation makes of a few iterations. Left out is
+    the bias that a head's normalisation takes away again, whose gradient is rounding alone."""
+    (tensors, state), (expected_tensors, expected_state) = state_of(run), state_of(expected)
+    assert state == expected_state
+    floats = {name: t for name, t in expected_tensors.items() if t.is_floating_point()}
+    assert floats.keys() <= tensors.keys()
+    for name, there in floats.items():
+        if not re.search(r"heads\.\d\.3\.bias", name):
+            assert (tensors[name] - there).norm() <= 1e-4 * there.norm() + 1e-7, name
 
 
 def test_a_run_that_is_disturbed_in_every_way_ends_as_one_that_is_not(
@@ -156,14 +149,16 @@ def test_a_run_that_loses_a_node_goes_on_without_it_and_then_on_fewer(
     job.wait("COMPLETED")
     alone(world, expected, fields)
     assert_same_state(run, expected)
-    slurm.start_node("n2")
+    slurm.revive_node("n2")
 
-    more = ["iterations=254", "parallel.micro_batch=2"]
-    smaller = Job(slurm, world, run, "--nodes=1", "slurm/coyo_js.sbatch", *FIELDS, *more)
+    more = [*FIELDS, "iterations=254", "parallel.micro_batch=2"]
+    smaller = Job(slurm, world, run, "--nodes=1", "slurm/coyo_js.sbatch", *more)
     smaller.wait("COMPLETED")
     commit = json.loads((run / "checkpoints" / "step-0000254" / "COMMIT.json").read_text())
     assert commit["world_size"] == 2
     assert [row["step"] for row in smaller.events("resume", "finished")][-2:] == [250, 254]
+    alone(world, expected, [*more, "--resume"])
+    assert_close_state(run, expected)
 
 
 def test_a_job_that_goes_in_circles_is_left_alone(

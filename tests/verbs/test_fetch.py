@@ -82,6 +82,7 @@ REFUSED = [
     ({"path": REPOSITORY}, False, f"teacher.revision: missing; pin {REPOSITORY} by "),
     ({"path": "tiny/other"}, False, "teacher.revision: missing; tiny/other is no folder, and "),
     (PINNED, True, f"teacher.path: {REPOSITORY}: HF_HUB_OFFLINE is set"),
+    ({"path": REPOSITORY}, True, f"teacher.path: {REPOSITORY}: no such folder, and not pinned as "),
 ]
 
 
@@ -99,7 +100,9 @@ def test_what_is_refused(
         fetch(recipe_of(tmp_path, teacher))
     assert str(caught.value).startswith(expected)
     assert "\n" not in str(caught.value)
-    if not offline and teacher["path"] == REPOSITORY:
+    if offline:
+        assert server.asked == []
+    elif teacher["path"] == REPOSITORY:
         assert f"teacher.revision={COMMIT}" in str(caught.value)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,15 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
+from stack.config.evaluation import Networks
 from stack.config.load import load_recipe
 from stack.evaluate import inception
 from stack.evaluate.clip import load_clip
 from stack.nets.hub_networks import network_fault, network_path, stage_network
+from stack.train.build_tools import place_of
 from stack.util.errors import UserError
 from stack.verbs.doctor_networks import metric_networks
+from stack.verbs.evaluate_suite import bring_inception
 from stack.verbs.fetch import fetch
 from stack.verbs.fetch_file import download
 from tests.config.minimal import DISTILL, write
@@ -26,9 +28,9 @@ from tests.evaluate.networks import save_clip
 from tests.nets.hub_server import COMMIT, REPOSITORY, HubServer, serving, use
 from tests.pipeline import World
 from tests.serving import running
+from tests.verbs.file_server import DATA, FileServer
 
 CLIP = f"{REPOSITORY}@{COMMIT}"
-DATA = bytes(range(256)) * 2000
 SHA256 = hashlib.sha256(DATA).hexdigest()
 
 
@@ -51,52 +53,10 @@ def server(
         yield server
 
 
-class _Files(ThreadingHTTPServer):
-    """Serves DATA at /file, elsewhere nothing. `cuts`: after how many bytes a connection breaks;
-    `answers`: statuses given before the file is."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.cuts: list[int] = []
-        self.answers: list[int] = []
-        self.sent = 0
-        self.url = f"http://127.0.0.1:{self.server_port}/file"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: _Files
-
-    def do_GET(self) -> None:
-        here = self.server
-        status = here.answers.pop(0) if here.answers else 200
-        if self.path == "/moved":
-            self.send_response(302)
-            self.send_header("Location", here.url)
-            self.end_headers()
-            return
-        if status != 200 or self.path != "/file":
-            self.send_error(status if status != 200 else 404)
-            return
-        begun = int(self.headers.get("Range", "bytes=0-")[6:-1])
-        self.send_response(206 if begun else 200)
-        self.send_header("Content-Length", str(len(DATA) - begun))
-        self.end_headers()
-        part = DATA[begun:]
-        if here.cuts:
-            part = part[: here.cuts.pop(0)]
-        here.sent += len(part)
-        self.wfile.write(part)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
-
-
 @pytest.fixture
-def files(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Files]:
+def files(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    with running(_Files()) as server:
+    with running(FileServer()) as server:
         yield server
 
 
@@ -108,7 +68,7 @@ def recipe_of(folder: Path, world: World, **evaluation: Any) -> Any:
 # One file by its checksum.
 
 
-def test_a_file_comes_whole_over_a_bad_line(files: _Files, tmp_path: Path) -> None:
+def test_a_file_comes_whole_over_a_bad_line(files: FileServer, tmp_path: Path) -> None:
     """Errors of the moment are tried again, and what broke off goes on where it was."""
     files.answers, files.cuts = [503], [1000, 0, 70_000]
     download(files.url, tmp_path / "new" / "file", SHA256)
@@ -117,17 +77,23 @@ def test_a_file_comes_whole_over_a_bad_line(files: _Files, tmp_path: Path) -> No
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["file"]
 
 
-def test_a_file_that_has_moved(files: _Files, tmp_path: Path) -> None:
+def test_a_file_that_has_moved(files: FileServer, tmp_path: Path) -> None:
     download(files.url.replace("file", "moved"), tmp_path / "file", SHA256)
     assert (tmp_path / "file").read_bytes() == DATA
     with pytest.raises(UserError, match="/gone: HTTP 404 Not Found; look whether it has moved"):
         download(files.url.replace("file", "gone"), tmp_path / "gone", SHA256)
 
 
-def test_a_file_with_another_checksum_stays_out(files: _Files, tmp_path: Path) -> None:
+def test_a_file_with_another_checksum_stays_out(files: FileServer, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"its SHA-256 is {SHA256}, not 0000"):
         download(files.url, tmp_path / "file", "0" * 64)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_whose_checksum_nobody_has_told(files: FileServer, tmp_path: Path) -> None:
+    files.cuts = [1000]
+    assert download(files.url, tmp_path / "file", None) == SHA256
+    assert (tmp_path / "file").read_bytes() == DATA
 
 
 def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +144,7 @@ def test_one_file_of_a_repository(server: HubServer) -> None:
 
 def test_fetch_brings_what_the_recipe_names(
     server: HubServer,
-    files: _Files,
+    files: FileServer,
     world: World,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -206,6 +172,12 @@ def test_fetch_brings_what_the_recipe_names(
     assert fetch(recipe) == 0
     assert (files.sent, server.sent.total()) == sent
     assert "is the file of" in capsys.readouterr().out
+    (tmp_path / "networks" / "inception.pt").write_bytes(DATA[1:])
+    with pytest.raises(
+        UserError, match=r"inception: .*: its SHA-256 is .*; move it away, then run"
+    ):
+        fetch(recipe)
+    assert [one.level for one in metric_networks(recipe)] == ["warn", "ok", "ok"]
 
 
 def test_fetch_refuses_what_is_nowhere(world: World, tmp_path: Path) -> None:
@@ -219,8 +191,36 @@ def test_a_network_of_the_hub_is_to_be_pinned(
 ) -> None:
     """The newest commit is named."""
     recipe = recipe_of(tmp_path, world, networks={"clip": REPOSITORY})
-    with pytest.raises(UserError, match=f"clip: {REPOSITORY}: not pinned; write {CLIP}$"):
+    with pytest.raises(UserError, match=f"clip: {REPOSITORY}: no such .* write {CLIP}$"):
         fetch(recipe)
+
+
+def test_offline_the_hub_is_not_asked(
+    server: HubServer, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for told in (REPOSITORY, CLIP):
+        recipe = recipe_of(tmp_path, world, networks={"clip": told})
+        with pytest.raises(UserError, match=r"networks\.clip: .*: HF_HUB_OFFLINE is set, so"):
+            fetch(recipe)
+    assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    ("hashed", "level"), [(True, "fail"), (False, "ok")], ids=["hashed", "by size"]
+)
+def test_the_doctor_reads_whole_files_where_it_is_told_to(
+    server: HubServer, world: World, tmp_path: Path, hashed: bool, level: str
+) -> None:
+    staged = stage_network("clip", CLIP)
+    assert staged
+    blob = (staged.folder / "model.safetensors").resolve()
+    blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+    quick = {"quick_every": 5, "quick_suite": "coco30k"}
+    recipe = recipe_of(tmp_path, world, networks={"clip": CLIP}, **quick)
+    [one] = metric_networks(recipe, hashed=hashed)
+    assert one.level == level
+    assert one.text.count("python -m stack fetch") == (level == "fail")
 
 
 def test_the_doctor_fails_where_training_would_look_through_it(
@@ -234,3 +234,38 @@ def test_the_doctor_fails_where_training_would_look_through_it(
         assert one.level == level
         assert one.text.startswith(f"evaluation.networks.inception: {tmp_path}/none.pt: missing; ")
         assert "python -m stack fetch" in one.text
+
+
+def test_what_fetch_does_not_bring_is_not_promised(world: World, tmp_path: Path) -> None:
+    """A folder of the user's own; and where it is there, no more than that is said."""
+    folder = tmp_path / "clip"
+    recipe = recipe_of(tmp_path, world, networks={"clip": str(folder)})
+    [one] = metric_networks(recipe)
+    assert "; it comes from https://huggingface.co/laion/" in one.text
+    assert "stack fetch" not in one.text
+    folder.mkdir()
+    [one] = metric_networks(recipe)
+    assert (one.level, one.text) == ("ok", f"{folder}: there (clip)")
+
+
+def test_inception_by_its_url(
+    files: FileServer, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An evaluation and stack fetch bring it to the same place, once, and only if it is the file
+    that is known."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    networks = Networks(inception=files.url)
+    with pytest.raises(UserError, match=f"its SHA-256 is {SHA256}, not {inception.SHA256}"):
+        bring_inception(networks)
+    monkeypatch.setattr(inception, "SHA256", SHA256)
+    recipe = recipe_of(tmp_path, world, networks={"inception": files.url})
+    [one] = metric_networks(recipe)
+    assert one.level == "warn"
+    bring_inception(networks)
+    assert Path(place_of("inception", files.url)).read_bytes() == DATA
+    sent = files.sent
+    bring_inception(networks)
+    assert fetch(recipe) == 0
+    assert files.sent == sent
+    [one] = metric_networks(recipe)
+    assert one.level == "ok"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -110,13 +111,13 @@ def moving(end: tuple[int, str, int]) -> tuple[int, str, int]:
 
 
 SEQUENCES = {
-    "preempted": ([STOP] * 30, 21),
+    "preempted": ([STOP] * 30, 20),
     "preempted, with progress": ([moving(STOP)] * 30, 30),
-    "preempted in all ways": ([(85, "RUNNING", 0), (143, "PREEMPTED", 0), (138, "", 0)] * 10, 21),
+    "preempted in all ways": ([(85, "RUNNING", 0), (143, "PREEMPTED", 0), (138, "", 0)] * 10, 20),
     "crashes": ([CRASH] * 9, 3),
     "ranks lost": ([LOST] * 9, 3),
     "killed": ([KILL] * 9, 3),
-    "nodes that fail": ([GONE] * 30, 21),
+    "nodes that fail": ([GONE] * 30, 20),
     "of all kinds": ([CRASH, GONE, LOST, KILL, CRASH], 4),
     "ending with a node that fails": ([CRASH, LOST, GONE, KILL, CRASH], 4),
     "with progress": ([moving(CRASH)] * 30, 30),
@@ -148,12 +149,10 @@ def test_limits_are_options(most: int, starts: int, job: Job) -> None:
 
 @pytest.mark.parametrize("most", [1, 3])
 def test_the_limit_of_stops_is_an_option(most: int, job: Job) -> None:
-    for number in range(1, most + 2):
+    for number in range(1, most + 1):
         job.begin()
-        assert job.end(85, "RUNNING", "--max-stops", str(most)) == (number > most)
-    assert (
-        job.last()["reason"] == f"stopped by a signal {most + 1} times without progress (MAX_STOPS)"
-    )
+        assert job.end(85, "RUNNING", "--max-stops", str(most)) == (number == most)
+    assert job.last()["reason"] == f"stopped by a signal {most} times without progress (MAX_STOPS)"
     assert status(job.run)["state"] == "stopped"
 
 
@@ -219,3 +218,37 @@ def test_a_job_that_slurm_does_not_take_back(job: Job) -> None:
     assert job.end(85, "REFUSED") == 1
     assert "scontrol requeue failed" in job.last()["reason"]
     assert status(job.run)["state"] == "stopped"
+
+
+RANKS: dict[str, tuple[list[str], int]] = {
+    # statuses in the order in which ranks ended: the one that explains the others'
+    "an error to mend, and peers that lost it": (["2", "75", "75"], 2),
+    "told of the loss first": (["75", "1"], 1),
+    "a rank killed": (["137", "75"], 75),
+    "all killed": (["137", "139"], 137),
+    "stopped, one before it could heed it": (["143", "85", "75"], 143),
+    "stopped, and one killed while saving": (["85", "137"], 85),
+    "some had finished": (["0", "75"], 75),
+    "cut short": (["", "75"], 75),
+    "nobody told": ([], 143),
+    "srun's own failure": (["0", "0"], 143),
+}
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_the_rank_that_explains_the_others(name: str, job: Job, tmp_path: Path) -> None:
+    ended, explains = RANKS[name]
+    for number, code in enumerate(ended):
+        file = tmp_path / f"rank-{len(ended) - number}.status"
+        file.write_text(f"{code}\n")
+        os.utime(file, (number, number))
+    job.begin()
+    job.end(143, "RUNNING", "--ranks", str(tmp_path))
+    assert job.last()["status"] == explains
+
+
+def test_ranks_are_not_asked_after_a_success(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "rank-0.status").write_text("75")
+    job.begin()
+    assert job.end(0, "RUNNING", "--ranks", str(tmp_path)) == 1
+    assert job.last()["reason"] == "finished"
