@@ -12,12 +12,12 @@ from stack.arguments.common import json_option, on_ranks, positive
 from stack.util.errors import UserError
 
 NETWORKS = {
-    "inception": "file of Inception-v3 (TorchScript), for Frechet distance and recall",
+    "inception": "file or URL of Inception-v3 (TorchScript), for Frechet distance and recall",
     "clip": "CLIP's folder, for CLIP score",
     "dino": "DINO's folder, for in-batch similarity (default: CLIP)",
     "hps": "file of HPSv2's weights",
     "hps-tokenizer": "folder with CLIP's vocabulary for HPSv2 (default: CLIP)",
-    "classifier": "folder that stack train-judge made",
+    "classifier": "folder that stack train-judge made, or the file of a judge of digits",
 }
 MEASURES = (
     "frechet_distance",
@@ -27,6 +27,8 @@ MEASURES = (
     "in_batch_similarity",
     "hps_score",
     "class_accuracy",
+    "caption_accuracy",
+    "mode_tv",
 )
 
 
@@ -60,7 +62,7 @@ def _add_sampling(verb: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=("ode", "sde", "none"),
         default=["ode"],
-        help="rows of the teacher: by the ODE (DDIM, Heun), the SDE (ancestral), or no such row",
+        help="rows of the teacher: ODE (DDIM, Heun), SDE (ancestral, stochastic Heun), or no row",
     )
     group.add_argument("--steps", type=positive, help="of the teacher, or of the pipeline")
     group.add_argument("--guidance", type=float, help="the same's guidance weight")
@@ -103,25 +105,19 @@ def _evaluate(args: argparse.Namespace) -> int:
     suite = args.suite or (wanted.suite if wanted else None)
     if suite is None:
         raise UserError(f"{args.run}: not a run folder; a pipeline needs --suite")
-    if suite == "digits" and not is_run:
-        raise UserError(f"--suite: digits: {args.run}: is for run folders; name another suite")
     out = args.out or (Path(args.run) / "evaluations" if is_run else _beside(args.run))
     processes = args.processes or processes
 
     def work() -> int:
         from stack.config.evaluation import Evaluation
         from stack.parallel.collectives import ranks_of
-        from stack.verbs.evaluate import evaluate
         from stack.verbs.evaluate_suite import PATIENCE, Options, evaluate_suite
 
         options = Options(**_options(args), suite=suite, out=out)
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
         kind = backend if backend != "none" or not several else "ddp"
         with ranks_of(kind, timeout=max(timeout, PATIENCE)) as ranks:
-            if suite == "digits":
-                evaluate(options, ranks)
-            else:
-                evaluate_suite(options, wanted or Evaluation(), device, ranks)
+            evaluate_suite(options, wanted or Evaluation(), device, ranks)
         return 0
 
     return on_ranks(processes, args, work)

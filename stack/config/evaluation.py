@@ -24,7 +24,8 @@ class Networks(Section):
     and COMMIT as 40 hex digits, which stack fetch stages; $VARIABLES are replaced."""
 
     inception: str | None = Field(default=None, json_schema_extra=OPERATIONAL)
-    """File inception-2015-12-05.pt; stack fetch downloads it to here where there is none."""
+    """File inception-2015-12-05.pt, which stack fetch downloads to here where there is none; or a
+    URL, whose file is checked and kept in torch's cache (TORCH_HOME)."""
     resize: Literal["clean", "network"] | None = Field(default=None, json_schema_extra=OPERATIONAL)
     """Who brings pictures to Inception's 299 pixels: clean-fid's filter, or the network itself. The
     suite's if unset: clean, but network for cifar10 and imagenet64, as EDM's own figures."""
@@ -37,7 +38,8 @@ class Networks(Section):
     hps_tokenizer: str | None = Field(default=None, json_schema_extra=OPERATIONAL)
     """Folder with CLIP's vocabulary, for HPSv2; that of clip where unset."""
     classifier: str | None = Field(default=None, json_schema_extra=OPERATIONAL)
-    """Folder that stack train-judge made: class accuracy, and features where inception is unset."""
+    """Folder that stack train-judge made: class accuracy, and features where inception is unset; or
+    the file of a judge (judge.safetensors): features, and the answers of the suite digits."""
 
 
 class Evaluation(Section):
@@ -66,8 +68,8 @@ class Evaluation(Section):
     quick_suite: str = Field(default="digits", json_schema_extra=OPERATIONAL)
     """Suite of the quick evaluation, as suite: its Frechet distance is what is taken."""
     judge: str | None = Field(default=None, json_schema_extra=OPERATIONAL)
-    """File of the classifier that judges pictures of the suite digits; unset: one trained on the
-    data, in the folder of the run's folder."""
+    """File of the classifier that judges pictures of the suite digits, where networks.classifier
+    names none; unset: one trained on the data, in the folder of the run's folder."""
 
 
 class SuiteFile(Section):

@@ -1,23 +1,18 @@
-"""Pictures judged by the attributes their captions name: prompts, and figures of a model."""
+"""Pictures judged by the attributes their captions name: what is asked, and what is drawn."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from stack.data.batch import BatchLoader
 from stack.data.cache import ShardCache
-from stack.data.stream import ShardStream
-from stack.evaluate.bootstrap import frechet_estimate, share_estimate, variation_estimate
 from stack.evaluate.diversity import mode_counts
 from stack.evaluate.features import (
     Judge,
-    caption_accuracy,
     extract,
     fingerprint,
     hold_out,
@@ -26,10 +21,15 @@ from stack.evaluate.features import (
     train_judge,
 )
 from stack.evaluate.frechet import Moments, frechet_distance
-from stack.evaluate.precision_recall import precision_recall
+from stack.evaluate.intervals import (
+    Estimate,
+    mean_estimate,
+    variation_estimate,
+)
+from stack.evaluate.reference import Reference
+from stack.evaluate.shards import read_all
 from stack.util.errors import UserError
 
-_BATCH = 256
 _HELD_OUT = 0.2
 """Share of the scans that the judge is tested on."""
 
@@ -74,12 +74,7 @@ def read_labelled(folders: Sequence[str], cache: ShardCache | None = None) -> La
     Raises:
         UserError: the shards have no pictures, captions or attributes.
     """
-    options: dict[str, Any] = {"lanes": 1, "seed": 0, "window": 1, "cache": cache}
-    whole = ShardStream(folders, global_batch=1, **options).steps_per_epoch
-    size = max(divisor for divisor in range(1, _BATCH + 1) if whole % divisor == 0)
-    stream = ShardStream(folders, global_batch=size, **options)
-    loader = iter(BatchLoader(stream, ("image", "text", "json")))
-    batches = [next(loader) for _ in range(stream.steps_per_epoch)]
+    batches = read_all(folders, ("image", "text", "json"), cache=cache)
     notes = [note for batch in batches for note in batch["json"]]
     attributes = sorted({name for note in notes for name in note.get("states", ())})
     if not attributes:
@@ -135,40 +130,75 @@ def choose_prompts(data: Labelled, samples: int, vague: int, seed: int) -> Tenso
     return rows[torch.randperm(len(rows), generator=generator)]
 
 
-def figures(
-    judge: Judge, data: Labelled, real: Tensor, rows: Tensor, images: Tensor
-) -> dict[str, Any]:
-    """Every figure of a model's pictures, and their intervals.
+@dataclass(frozen=True)
+class Asked:
+    """What prompts ask for, of the attributes that a judge names.
 
     Args:
-        real: (N, D) the judge's features of the data. rows: (M,) int64, the data's rows whose
-            captions were the prompts. images: uint8 (M, 3, H, W).
+        labels: attribute to int64 (M,), indices into the judge's names. whole: bool (M,), whether
+            the prompt gives all of them; vague: whether it gives all but ``modes``.
+        counts: how often the real pictures have each of the modes.
     """
-    features = extract(judge, images)
-    predicted = {name: logits.argmax(1) for name, logits in judge.logits(features).items()}
-    quality = precision_recall(real, features)
-    found = {
-        "frechet_distance": frechet_estimate(features, Moments(real.shape[1]).update(real)),
-        "recall": share_estimate(quality.recall, len(real)),
-        "precision": share_estimate(quality.precision, len(features)),
-    }
-    whole, vague = data.whole[rows], data.vague[rows]
-    if whole.any():
-        wanted = {name: values[rows][whole] for name, values in data.labels.items()}
-        accuracy = caption_accuracy(
-            {name: values[whole] for name, values in predicted.items()}, wanted
-        )
-        found["caption_accuracy"] = share_estimate(accuracy, int(whole.sum()))
-    if vague.any():
-        modes = len(data.names[data.modes])
-        wanted_counts = mode_counts(data.labels[data.modes], modes)
-        found["mode_tv"] = variation_estimate(predicted[data.modes][vague], wanted_counts)
-    return {
-        **{name: estimate.value for name, estimate in found.items()},
-        "intervals": {name: estimate.as_json() for name, estimate in found.items()},
-    }
+
+    labels: dict[str, Tensor]
+    whole: Tensor
+    vague: Tensor
+    modes: str
+    counts: Tensor
+
+    def figures(self, answers: Tensor) -> dict[str, Estimate]:
+        """How often all is as asked, and how the modes are spread where they are left open.
+
+        Args:
+            answers: int64 (M, per_prompt, attributes), as of :func:`judged`.
+        """
+        found = {}
+        wanted = torch.stack(list(self.labels.values()), 1)[:, None]
+        right = (answers == wanted).all(2).double().mean(1)
+        if self.whole.any():
+            found["caption_accuracy"] = mean_estimate(right[self.whole])
+        if self.vague.any():
+            drawn = answers[self.vague, :, list(self.labels).index(self.modes)]
+            found["mode_tv"] = variation_estimate(drawn.flatten(), self.counts)
+        return found
 
 
-def distance(a: Tensor, b: Tensor) -> float:
-    """Frechet distance between features (N, D) and (M, D)."""
-    return frechet_distance(Moments(a.shape[1]).update(a), Moments(b.shape[1]).update(b))
+def asked(data: Labelled, judge: Judge, rows: Tensor) -> Asked:
+    """What the captions of some rows of the data, int64 (M,), ask for.
+
+    Raises:
+        UserError: the judge names other attributes than the data.
+    """
+    if judge.names != data.names:
+        told = ", ".join(judge.names)
+        raise UserError(f"judge: of {told}: not of the attributes of the data; train it anew")
+    counts = mode_counts(data.labels[data.modes], len(data.names[data.modes]))
+    labels = {name: data.labels[name][rows] for name in judge.names}
+    return Asked(labels, data.whole[rows], data.vague[rows], data.modes, counts)
+
+
+def judged(judge: Judge, images: Tensor, batch: int) -> Tensor:
+    """What a judge takes pictures for: int64 (B, attributes), in the order of its names."""
+    logits = judge.logits(extract(judge, images, batch))
+    return torch.stack([logits[name].argmax(1) for name in judge.names], 1)
+
+
+def real_reference(judge: Judge, data: Labelled, source: str) -> Reference:
+    """The data in the judge's features."""
+    features = extract(judge, data.images)
+    mean, covariance = Moments(judge.dim).update(features).finalize()
+    facts = {
+        "extractor": judge.name,
+        "fingerprint": judge.fingerprint,
+        "source": source,
+        "source_fingerprint": fingerprint(data.images, data.labels),
+        "resolution": None,
+    }
+    return Reference(mean, covariance, len(features), features, facts)
+
+
+def halves_distance(judge: Judge, data: Labelled, seed: int) -> float:
+    """Frechet distance between two halves of the data, of different origins each."""
+    features, half = extract(judge, data.images), hold_out(data.groups, 0.5, seed)
+    first, second = (Moments(judge.dim).update(features[some]) for some in (half, ~half))
+    return frechet_distance(first, second)

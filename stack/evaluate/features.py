@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from stack.nets.fingerprint import weights_fingerprint
 from stack.util.errors import UserError
 from stack.util.files import write_atomic
 
@@ -180,25 +181,6 @@ def train_judge(
     return judge, dict(judge.accuracy)
 
 
-def caption_accuracy(
-    predicted: Mapping[str, Tensor],
-    wanted: Mapping[str, Tensor],
-    stated: Mapping[str, Tensor] | None = None,
-) -> float:
-    """Share of samples right in every attribute that their caption states.
-
-    Args:
-        predicted: per attribute int64 (N,), as from `Judge.predict`.
-        wanted: per attribute int64 (N,), what the caption asks for; read only where stated.
-        stated: per attribute bool (N,), whether the caption names it; all of them if None.
-    """
-    right = torch.ones(len(next(iter(wanted.values()))), dtype=torch.bool)
-    for name, values in wanted.items():
-        hit = predicted[name] == values
-        right &= hit if stated is None else hit | ~stated[name]
-    return right.double().mean().item()
-
-
 def save_judge(judge: Judge, path: str | Path) -> None:
     """Write one safetensors file: the weights, and as metadata what `load_judge` needs besides."""
     facts = {
@@ -257,15 +239,6 @@ def _jitter(images: Tensor, generator: torch.Generator) -> Tensor:
     grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
     moved = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
     return moved + 8 * torch.randn(moved.shape, generator=generator)
-
-
-def weights_fingerprint(network: nn.Module) -> str:
-    """SHA-256 of a network's weights and buffers with their names, in hex."""
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(f"{name} {list(value.shape)} {value.dtype}\n".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def fingerprint(images: Tensor, labels: Mapping[str, Tensor]) -> str:

@@ -66,14 +66,18 @@ class Moments:
         self.count = total
 
 
-def frechet_distance(a: Moments, b: Moments) -> float:
+def frechet_distance(a: Moments, b: Moments, root: Tensor | None = None) -> float:
     """Squared Frechet distance of the Gaussians fitted to two sets of features.
+
+    Args:
+        root: :func:`factor` of b's covariance, where it is at hand.
 
     Raises:
         ValueError: either set holds fewer than two samples.
     """
     (mean_a, cov_a), (mean_b, cov_b) = a.finalize(), b.finalize()
-    cross = factor(cov_a).T @ factor(cov_b).to(cov_a.device)
+    root = factor(cov_b) if root is None else root
+    cross = factor(cov_a).T @ root.to(cov_a.device)
     shift = (mean_a - mean_b.to(mean_a.device)).square().sum()
     spread = cov_a.trace() + cov_b.trace().to(cov_a.device)
     distance = shift + spread - 2 * torch.linalg.svdvals(cross).sum()

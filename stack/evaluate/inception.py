@@ -34,6 +34,11 @@ Resize = Literal["clean", "network"]
 itself (what EDM's and StyleGAN's own figures use)."""
 
 
+def cached_file() -> Path:
+    """Where the file is kept that a URL names: torch's cache of networks (TORCH_HOME)."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / f"inception-2015-12-05-{SHA256[:8]}.pt"
+
+
 class Inception:
     """uint8 (B, 3, H, W) to the 2048 numbers before the classifier, float32 (B, 2048) on the CPU.
 

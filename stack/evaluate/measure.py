@@ -11,15 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stack.evaluate.bootstrap import Estimate, frechet_estimate, mean_estimate, share_estimate
+from stack.evaluate.attributes import Asked, judged
 from stack.evaluate.classifier import Classifier
 from stack.evaluate.clip import Clip
 from stack.evaluate.diversity import group_similarities
 from stack.evaluate.extractors import KnownExtractor
-from stack.evaluate.features import extract
+from stack.evaluate.features import Judge, extract
 from stack.evaluate.hps import hps_scores
+from stack.evaluate.intervals import (
+    Estimate,
+    frechet_estimate,
+    manifold_estimates,
+    mean_estimate,
+)
 from stack.evaluate.latency import device_name, measure
-from stack.evaluate.precision_recall import precision_recall
 from stack.evaluate.prompts import Prompts
 from stack.evaluate.reference import Reference, squares
 from stack.evaluate.stored import BlockStore
@@ -43,6 +48,7 @@ class Tools:
     clip: Clip | None = None
     hps: Clip | None = None
     classifier: Classifier | None = None
+    judge: Judge | None = None
 
     def fingerprints(self) -> dict[str, str]:
         """By use."""
@@ -59,7 +65,8 @@ class Plan:
 
     Args:
         measures: keys of the figures. resolution: side that pictures are brought to, or None.
-        batch: pictures made at once.
+        block: prompts that a rank works on in one go. batch: pictures made at once, in a block.
+        asked: what a judge should find in them.
     """
 
     prompts: Prompts
@@ -68,7 +75,9 @@ class Plan:
     seed: int
     per_prompt: int = 1
     resolution: int | None = None
+    block: int = 32
     batch: int = 32
+    asked: Asked | None = None
 
     def facts(self) -> dict[str, Any]:
         """All that decides the results besides the model."""
@@ -97,7 +106,7 @@ def run_blocks(
         facts: what decides the model's pictures: weights, sampler, precision.
         on_pictures: called with the number of pictures made, or found, after every block.
     """
-    store = BlockStore(root, {"model": dict(facts), **plan.facts()}, len(plan.prompts))
+    store = BlockStore(root, {"model": dict(facts), **plan.facts()}, len(plan.prompts), plan.block)
 
     def make(block: range) -> dict[str, Tensor]:
         samples = [_look(model, plan, block, sample) for sample in range(plan.per_prompt)]
@@ -129,6 +138,8 @@ def _look(model: Sampler, plan: Plan, block: range, sample: int) -> dict[str, Te
     if tools.classifier:
         wanted = torch.tensor([int(caption) for caption in captions])
         found["class_accuracy"] = (tools.classifier.predict(images) == wanted).float()
+    if tools.judge:
+        found["judged"] = judged(tools.judge, images, _EXTRACTED)
     return found
 
 
@@ -143,21 +154,24 @@ def figures(
     """
     found: dict[str, Estimate] = {}
     if reference and "distance" in rows:
-        features = rows["distance"].flatten(0, 1)
+        features, together = rows["distance"].flatten(0, 1), plan.per_prompt
         if "frechet_distance" in plan.measures:
-            found["frechet_distance"] = frechet_estimate(features, reference.moments(device))
+            found["frechet_distance"] = frechet_estimate(
+                features, reference.moments(device), together=together
+            )
         shares = [name for name in ("recall", "precision") if name in plan.measures]
         if shares and reference.features is not None:
-            real = reference.features.to(device)
-            quality = precision_recall(real, features.to(device))
-            for name, count in (("recall", len(real)), ("precision", len(features))):
-                if name in shares:
-                    found[name] = share_estimate(getattr(quality, name), count)
+            both = reference.features.to(device), features.to(device)
+            quality = manifold_estimates(*both, together=together)
+            found |= {name: quality[name] for name in shares}
     if "in_batch_similarity" in plan.measures:
         found["in_batch_similarity"] = mean_estimate(group_similarities(rows["similarity"]))
     for name in ("clip_score", "class_accuracy", "hps_score"):
         if name in rows:
             found[name] = mean_estimate(rows[name].double().mean(1))
+    if plan.asked:
+        answers = plan.asked.figures(rows["judged"])
+        found |= {name: one for name, one in answers.items() if name in plan.measures}
     if "hps_score" in plan.measures:
         found |= _by_group(rows["hps_score"].double().mean(1), plan.prompts)
     return found
@@ -187,7 +201,7 @@ def speed(model: Sampler, plan: Plan) -> dict[str, Any]:
         taken = measure(work, batch, device=model.device, repeats=repeats)
         return taken.images_per_second
 
-    batch = min(plan.batch, 32, len(plan.prompts))
+    batch = min(plan.batch, len(plan.prompts))
     return {
         "nfe": model.nfe,
         "latency_seconds": 1 / rate(1, 5),

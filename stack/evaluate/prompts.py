@@ -58,10 +58,6 @@ class Prompts:
         draw = keyed.uniform((), seed=seed, iteration=0, role="prompts", positions=self.indices)
         return self._rows(draw.argsort(stable=True)[:count].sort().values)
 
-    def group(self, name: str) -> Prompts:
-        """Those of one group."""
-        return self._rows(torch.tensor([i for i, one in enumerate(self.groups) if one == name]))
-
     def _rows(self, rows: Tensor) -> Prompts:
         return replace(
             self,

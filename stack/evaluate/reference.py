@@ -49,7 +49,7 @@ class Source:
     """Real pictures.
 
     Args:
-        name: for people. fingerprint: of the files' names and sizes, or of the shards' contents.
+        name: for people. fingerprint: of the files' names and contents, or of the shards'.
         pictures: starts at the first one.
     """
 
@@ -92,7 +92,7 @@ class Reference:
 
 
 def folder_source(folder: str | Path) -> Source:
-    """The pictures in a folder and the folders inside it, by name.
+    """The pictures in a folder and the folders inside it, by name. Every file is read.
 
     Raises:
         UserError: no such folder, or no pictures in it.
@@ -104,8 +104,9 @@ def folder_source(folder: str | Path) -> Source:
     if not files:
         raise UserError(f"{folder}: no {', '.join(sorted(_SUFFIXES))} in it")
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.relative_to(folder)} {file.stat().st_size}\n".encode())
+    with ThreadPoolExecutor() as threads:
+        for file, content in zip(files, threads.map(sha256_file, files), strict=True):
+            digest.update(f"{file.relative_to(folder)} {content}\n".encode())
 
     def pictures() -> Pictures:
         return (partial(_from_file, file) for file in files)

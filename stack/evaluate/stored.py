@@ -1,7 +1,8 @@
 """Tensors on disk that need no second computing: whole or not there, and found by what made them.
 
-A long evaluation is a row of blocks of 32 prompts. A block is made by one rank in one go, whatever
-the number of ranks, so its bytes do not depend on that; and what is on disk is not made again.
+A long evaluation is a row of blocks of as many prompts. A block is made by one rank in one go,
+whatever the number of ranks, so its bytes do not depend on that; and what is on disk is not made
+again.
 """
 
 from __future__ import annotations
@@ -17,13 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from stack.evaluate.extractors import KnownExtractor
-from stack.evaluate.features import extract
 from stack.util.errors import UserError
 from stack.util.files import write_atomic, write_json
-
-BLOCK = 32
-"""Prompts that one rank works on in one go."""
 
 
 def digest_of(facts: Mapping[str, Any]) -> str:
@@ -31,10 +27,10 @@ def digest_of(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def blocks_of_rank(count: int, rank: int, world_size: int) -> list[range]:
+def blocks_of_rank(count: int, block: int, rank: int, world_size: int) -> list[range]:
     """The positions of ``count`` prompts that a rank works on: every world_size-th block."""
-    starts = range(BLOCK * rank, count, BLOCK * world_size)
-    return [range(start, min(start + BLOCK, count)) for start in starts]
+    starts = range(block * rank, count, block * world_size)
+    return [range(start, min(start + block, count)) for start in starts]
 
 
 class BlockStore:
@@ -44,10 +40,11 @@ class BlockStore:
         root: holds the evaluations of many settings side by side.
         facts: everything that decides the results (weights, sampler, seed, prompts, extractors,
             precision), as JSON can hold it; not the batch size, nor the ranks.
+        count: of prompts. block: how many of them are made in one go.
     """
 
-    def __init__(self, root: str | Path, facts: Mapping[str, Any], count: int) -> None:
-        self.facts, self.count = dict(facts), count
+    def __init__(self, root: str | Path, facts: Mapping[str, Any], count: int, block: int) -> None:
+        self.facts, self.count, self.block = {**facts, "block": block}, count, block
         self.folder = Path(root) / digest_of(self.facts)[:16]
 
     def run(
@@ -66,7 +63,7 @@ class BlockStore:
         """
         if rank == 0:
             write_json(self.folder / "facts.json", self.facts)
-        for block in blocks_of_rank(self.count, rank, world_size):
+        for block in blocks_of_rank(self.count, self.block, rank, world_size):
             if not self._path(block).is_file():
                 rows = {name: value.contiguous() for name, value in make(block).items()}
                 write_atomic(self._path(block), save(rows))
@@ -88,24 +85,10 @@ class BlockStore:
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _blocks(self) -> list[range]:
-        return blocks_of_rank(self.count, 0, 1)
+        return blocks_of_rank(self.count, self.block, 0, 1)
 
     def _path(self, block: range) -> Path:
         return self.folder / f"{block.start:07d}.safetensors"
-
-
-def stored_features(
-    folder: str | Path, extractor: KnownExtractor, images: Tensor, batch_size: int = BLOCK
-) -> Tensor:
-    """Features of uint8 pictures (N, 3, H, W), float32 (N, dim), from the folder if it has them."""
-    content = hashlib.sha256(images.contiguous().cpu().numpy().data).hexdigest()
-    facts = {"extractor": extractor.fingerprint, "shape": list(images.shape), "images": content}
-    path = Path(folder) / f"{digest_of(facts)}.safetensors"
-    if path.is_file():
-        return _read(path)["features"]
-    features = extract(extractor, images, batch_size).contiguous()
-    write_atomic(path, save({"features": features}, {"facts": json.dumps(facts)}))
-    return features
 
 
 def _read(path: Path) -> dict[str, Tensor]:

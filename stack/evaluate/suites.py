@@ -11,11 +11,15 @@ from torch import Tensor
 
 from stack.evaluate.prompts import Prompts
 from stack.sample.generate import Sampler, generate
+from stack.util.errors import UserError
 
 _COCO = "https://cocodataset.org: captions_val2014.json of annotations_trainval2014.zip"
 _VAL2014 = "https://cocodataset.org: the pictures of val2014.zip"
 _FREQUENT = ("frechet_distance", "recall", "precision")
 _QUALITY = (*_FREQUENT, "clip_score")
+
+CLASSES_BLOCK = 500
+"""A block of pictures of classes, which are small."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Suite:
         per_prompt: pictures of each prompt. resolution: side of generated and real pictures
             before a network sees them; None for their own. classes: of the condition.
         resize: who brings pictures to Inception's size, as `stack.evaluate.inception` has it.
+        block: prompts that one rank works on in one go, and pictures made at once at most.
+        labelled: the prompts are captions of the run's own data, whose attributes a judge names.
     """
 
     source: str
@@ -41,17 +47,24 @@ class Suite:
     real: str = ""
     classes: int | None = None
     resize: Literal["clean", "network"] = "clean"
+    block: int = 32
+    labelled: bool = False
 
     def conditions(self, captions: Prompts | None, subset: int | None, seed: int) -> Prompts:
         """The conditions to draw, ``subset`` of them if given.
 
         Args:
             captions: of the captions file; None for a suite of classes.
+
+        Raises:
+            UserError: there are not so many.
         """
         if captions is None:
             assert self.classes
             assert self.prompts
-            return class_prompts(min(subset or self.prompts, self.prompts), self.classes)
+            if subset and subset > self.prompts:
+                raise UserError(f"--subset: {subset}: the suite has {self.prompts} pictures")
+            return class_prompts(subset or self.prompts, self.classes)
         count = None if self.prompts is None else min(self.prompts, len(captions))
         return captions.subset(subset or count, seed)
 
@@ -87,6 +100,7 @@ SUITES = {
         real="python -m data_prep cifar10",
         classes=10,
         resize="network",
+        block=CLASSES_BLOCK,
     ),
     "imagenet64": Suite(
         "",
@@ -97,14 +111,19 @@ SUITES = {
         real="python -m data_prep imagenet64",
         classes=1000,
         resize="network",
+        block=CLASSES_BLOCK,
+    ),
+    "digits": Suite(
+        "the run's data",
+        None,
+        measures=(*_FREQUENT, "caption_accuracy", "mode_tv"),
+        resolution=None,
+        real="the run's data",
+        block=250,
+        labelled=True,
     ),
 }
 """The paper does not say of how many prompts and pictures its similarity is: ours are a choice."""
-
-
-def captions_suite(measures: tuple[str, ...] = _QUALITY) -> Suite:
-    """What a captions file of the user's own is measured by: every caption once."""
-    return Suite("the user", None, measures, resolution=None)
 
 
 def class_prompts(count: int, classes: int) -> Prompts:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from torch import Tensor
 from stack.diffusion.ancestral import ancestral
 from stack.diffusion.guidance import guide
 from stack.diffusion.solvers import ddim, trailing_times
+from stack.nets.edm import EdmDenoiser
+from stack.nets.fingerprint import schedule_fingerprint, weights_fingerprint
 from stack.nets.sd15 import SDDenoiser
 from stack.nets.text import TextEncoder
 from stack.nets.vae import Autoencoder, to_uint8
@@ -24,12 +26,20 @@ from stack.util import keyed
 
 log = logging.getLogger(__name__)
 
-_DECODED = 32
-"""Latents that go through the autoencoder at once."""
+DECODED = 1 << 14
+"""Sites of latents that go through the autoencoder at once, at most 32 pictures: 4 of 64x64."""
+
+
+Kind = Literal["ode", "sde"]
+"""What a sampler solves: the probability-flow ODE, or the SDE, with fresh noise on the way."""
 
 
 class Sampler(Protocol):
     """What makes pictures of conditions: captions, or numbers of classes written out."""
+
+    @property
+    def steps(self) -> int:
+        """Of its solver; a student has one."""
 
     @property
     def nfe(self) -> int:
@@ -37,11 +47,37 @@ class Sampler(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Of the network."""
+        """Where it computes."""
+
+    @property
+    def told(self) -> str:
+        """How it samples, for people."""
+
+    def facts(self) -> dict[str, Any]:
+        """All that decides a picture besides its condition, its index and the seed, as JSON holds
+        it: weights by their hash, settings as they are. The same on every device."""
+
+    def with_settings(
+        self, *, steps: int | None = None, guidance: float | None = None, kind: Kind | None = None
+    ) -> Sampler:
+        """The same networks, sampled in another way where one is given.
+
+        Raises:
+            UserError: they have no such thing.
+        """
 
     def pictures(self, conditions: Sequence[str], indices: Tensor, seed: int) -> Tensor:
         """uint8 pictures (B, 3, H, W), on the CPU: each a function of its condition, its index,
         int64 (B,), and the seed."""
+
+
+def denoiser_facts(denoiser: SDDenoiser | EdmDenoiser) -> dict[str, Any]:
+    """What a denoiser adds to :meth:`Sampler.facts`."""
+    return {
+        "denoiser": weights_fingerprint(denoiser),
+        "schedule": schedule_fingerprint(denoiser.schedule),
+        "precision": "bf16" if denoiser.bf16 else "fp32",
+    }
 
 
 @dataclass(frozen=True)
@@ -49,6 +85,7 @@ class TextToImage:
     """A denoiser with the parts around it.
 
     Args:
+        device: where it computes; its parameters may lie elsewhere.
         steps: of the sampler; 1 for a student.
         guidance: weight of classifier-free guidance; 1 skips the unconditional pass.
         sampler: ddim, of the ODE; ancestral, of the SDE.
@@ -57,6 +94,7 @@ class TextToImage:
     denoiser: SDDenoiser
     text: TextEncoder
     vae: Autoencoder
+    device: torch.device
     steps: int = 1
     guidance: float = 1.0
     sampler: Literal["ddim", "ancestral"] = "ddim"
@@ -67,9 +105,37 @@ class TextToImage:
         return self.steps * (1 if self.guidance == 1 else 2)
 
     @property
-    def device(self) -> torch.device:
-        """Of all parts."""
-        return next(self.text.parameters()).device
+    def told(self) -> str:
+        """How it samples, for people."""
+        kind = "DDIM" if self.sampler == "ddim" else "ancestral"
+        return f"{kind}, {self.steps} steps, guidance {self.guidance:g}"
+
+    def facts(self) -> dict[str, Any]:
+        """All that decides a picture besides its caption, its index and the seed."""
+        return denoiser_facts(self.denoiser) | {
+            "parameterization": self.denoiser.parameterization,
+            "text": weights_fingerprint(self.text),
+            "vae": weights_fingerprint(self.vae),
+            "steps": self.steps,
+            "guidance": self.guidance,
+            "sampler": self.sampler,
+        }
+
+    def with_settings(
+        self, *, steps: int | None = None, guidance: float | None = None, kind: Kind | None = None
+    ) -> Self:
+        """As of :class:`Sampler`; SDE: the ancestral sampler."""
+        samplers: dict[Kind | None, Literal["ddim", "ancestral"]] = {
+            None: self.sampler,
+            "ode": "ddim",
+            "sde": "ancestral",
+        }
+        return replace(
+            self,
+            steps=steps or self.steps,
+            guidance=self.guidance if guidance is None else guidance,
+            sampler=samplers[kind],
+        )
 
     @torch.no_grad()
     def latents(
@@ -105,7 +171,8 @@ class TextToImage:
         """uint8 pictures (B, 3, H, W); arguments as of :meth:`latents`."""
         latents = self.latents(ids, noise, fresh) / self.vae.scale
         # Full-size feature maps are the largest tensors there are: a few at a time.
-        return torch.cat([to_uint8(self.vae.decode(part)) for part in latents.split(_DECODED)])
+        few = max(1, min(32, DECODED // latents[0, 0].numel()))
+        return torch.cat([to_uint8(self.vae.decode(part)) for part in latents.split(few)])
 
     def noise(self, seed: int, indices: Tensor, step: int = 0) -> Tensor:
         """Unit noise (B, 4, h, w) of pictures ``indices`` (B,): where a sampler begins, or what

@@ -64,6 +64,8 @@ def device_of(name: str) -> torch.device:
 def layout_of(recipe: AnyRecipe, ranks: Ranks = ALONE, *, micro_batches: int = 1) -> Layout:
     """How a recipe's trained networks are laid over ranks."""
     parallel = recipe.parallel
+    # Else cuDNN convolves float32 numbers in TF32, of whose digits it keeps three.
+    torch.backends.cudnn.allow_tf32 = recipe.precision != "fp32"
     return Layout(
         ranks,
         parallel.backend,
@@ -94,6 +96,11 @@ def micro_batches_of(recipe: DistillRecipe, ranks: Ranks) -> int:
     return parallel.accumulation
 
 
+def lanes_of(data: Data, batch: int) -> int:
+    """Lanes of a data section for a global batch; the ranks must divide them."""
+    return data.lanes or max(n for n in range(1, _LANES + 1) if batch % n == 0)
+
+
 def stream_of(
     data: Data, seed: int, *, ranks: Ranks = ALONE, batch: int | None = None
 ) -> ShardStream:
@@ -102,7 +109,7 @@ def stream_of(
     return ShardStream(
         data.folders,
         global_batch=size,
-        lanes=data.lanes or max(n for n in range(1, _LANES + 1) if size % n == 0),
+        lanes=lanes_of(data, size),
         seed=seed,
         window=data.window,
         weights=data.weights,

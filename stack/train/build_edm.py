@@ -13,9 +13,9 @@ from stack.data.batch import BatchLoader
 from stack.data.index import MANIFEST
 from stack.data.stream import ShardStream
 from stack.diffusion.karras import KarrasSchedule, LogNormalSigmas
-from stack.nets.edm import EdmDenoiser, edm_network
-from stack.nets.edm_blocks import EdmConfig
-from stack.nets.edm_files import load_edm, save_edm
+from stack.nets.edm import EdmDenoiser, EdmNetwork, edm_network
+from stack.nets.edm_blocks import EdmConfig, most_levels
+from stack.nets.edm_files import load_edm, save_edm, valid_config
 from stack.nets.ema import EMA
 from stack.parallel.collectives import ALONE, Ranks
 from stack.parallel.mesh import Layout
@@ -38,7 +38,8 @@ def build_edm(recipe: DistillRecipe, layout: Layout) -> Job:
     """A distillation of an EDM network."""
     assert isinstance(recipe.teacher, EdmTeacher)
     assert recipe.data
-    networks = _networks(recipe, recipe.teacher, layout)
+    network = load_edm(recipe.teacher.path, augmentation=False)
+    networks = edm_networks(recipe, network, recipe.teacher.levels, layout)
     student = networks.student
     assert isinstance(student, EdmDenoiser)
     config = student.config
@@ -51,18 +52,25 @@ def build_edm(recipe: DistillRecipe, layout: Layout) -> Job:
         accumulation=layout.micro_batches,
         device=layout.device,
     )
-    pictures = ClassToImage(student)
+    pictures = ClassToImage(student, layout.device)
     draw = _drawer("student", pictures, recipe.seed, layout.ranks)
     measure = quick_measure(recipe, pictures, layout.ranks)
     return Job(assemble(recipe, layout, networks, draw, measure), source)
 
 
-def _networks(recipe: DistillRecipe, given: EdmTeacher, layout: Layout) -> Networks:
-    """Student, fake score, teacher and heads, on the layout's device."""
+def edm_networks(
+    recipe: DistillRecipe, network: EdmNetwork, levels: int, layout: Layout
+) -> Networks:
+    """Student, fake score, teacher and heads of an EDM network (float32) without augmentation, on
+    the layout's device.
+
+    Args:
+        levels: times of the grid.
+    """
     _check_recipe(recipe)
     teacher = EdmDenoiser(
-        load_edm(given.path, augmentation=False),
-        KarrasSchedule(given.levels),
+        network,
+        KarrasSchedule(levels),
         resolutions=recipe.gan.resolutions,
         bf16=layout.bf16,
     ).to(layout.device)
@@ -96,11 +104,12 @@ def build_edm_teacher(
         "edm", denoiser.model, layout, total=model.iterations, **model.optim.model_dump()
     )
     average = EMA(weights.pieces(), model.ema, weights.refresh)
+    pictures = ClassToImage(denoiser, layout.device, model.steps)
     task = EdmTask(
         denoiser,
         weights,
         average,
-        _drawer("teacher", ClassToImage(denoiser, model.steps), recipe.seed, ranks),
+        _drawer("teacher", pictures, recipe.seed, ranks),
         sigmas=LogNormalSigmas(model.log_sigma_mean, model.log_sigma_std),
         augmented=model.augment,
         seed=recipe.seed,
@@ -123,21 +132,35 @@ def build_edm_teacher(
 def teacher_config(recipe: EdmPretrainRecipe, stream: ShardStream) -> EdmConfig:
     """The network's, for the data's pictures."""
     model, (folder, first), *others = recipe.edm, *stream.manifests.items()
-    if first.resolution is None or any(made.resolution != first.resolution for _, made in others):
+    size = first.resolution
+    if size is None or any(made.resolution != size for _, made in others):
         raise UserError(
-            f"{folder.file(MANIFEST)}: resolution: {first.resolution}: pictures of all folders "
-            "must be squares of one size"
+            f"{folder.file(MANIFEST)}: resolution: {size}: pictures of all folders must be squares "
+            "of one size"
         )
-    return EdmConfig(
-        architecture=model.architecture,
-        img_resolution=first.resolution,
-        label_dim=model.classes,
-        augment_dim=AUGMENT_DIM if model.augment else 0,
-        model_channels=model.width,
-        channel_mult=tuple(model.multiples),
-        num_blocks=model.blocks,
-        attn_resolutions=tuple(model.attention),
-    )
+    if len(model.multiples) > most_levels(size):
+        raise UserError(
+            f"edm.multiples: {model.multiples}: {len(model.multiples)} levels, but pictures of "
+            f"{size} pixels can be halved evenly for {most_levels(size)} of them"
+        )
+    values = {
+        "architecture": model.architecture,
+        "img_resolution": size,
+        "label_dim": model.classes,
+        "augment_dim": AUGMENT_DIM if model.augment else 0,
+        "model_channels": model.width,
+        "channel_mult": model.multiples,
+        "num_blocks": model.blocks,
+        "attn_resolutions": model.attention,
+    }
+    config = valid_config(values, str(folder.file(MANIFEST)))
+    for attended in model.attention:
+        if attended not in config.resolutions:
+            raise UserError(
+                f"edm.attention: {attended}: the network has feature maps of sizes "
+                f"{', '.join(map(str, config.resolutions))}"
+            )
+    return config
 
 
 def _loader(data: Data, stream: ShardStream, classes: int, device: torch.device) -> BatchLoader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,17 +14,15 @@ from stack.checkpoint.verify import checkpoint_of
 from stack.config.edm import EdmTeacher
 from stack.config.load import stored_recipe
 from stack.config.schema import DistillRecipe, SDTeacher
-from stack.diffusion.karras import KarrasSchedule
-from stack.nets.edm import EdmDenoiser, EdmNetwork
-from stack.nets.edm_files import load_edm, save_edm
+from stack.nets.edm import EdmNetwork
+from stack.nets.edm_files import edm_config, load_edm, save_edm
 from stack.nets.hub import pipeline_folder
-from stack.nets.sd15 import SDDenoiser, load_schedule, load_unet
-from stack.nets.text import load_text
-from stack.nets.vae import load_vae
-from stack.sample.class_to_image import ClassToImage, grid_classes
+from stack.nets.sd15 import load_unet
+from stack.sample.class_to_image import grid_classes
 from stack.sample.export import save_pipeline
-from stack.sample.generate import Sampler, TextToImage
+from stack.sample.generate import Sampler
 from stack.train.build import device_of, prompts_of
+from stack.train.build_samplers import edm_sampler, pipeline_sampler
 from stack.train.build_stored import stored_weights
 from stack.util.errors import UserError
 
@@ -48,16 +47,24 @@ def run_recipe(run: Path) -> DistillRecipe:
 def teacher_and_student(run: Path) -> tuple[DistillRecipe, Sampler, Sampler]:
     """Both models of a run, in evaluation mode."""
     recipe = run_recipe(run)
+    device, bf16 = device_of(recipe.device), recipe.precision == "bf16"
+    steps = recipe.evaluation.teacher_steps
     if isinstance(recipe.teacher, SDTeacher):
-        return recipe, *_text_to_image(run, recipe, recipe.teacher)
+        folder = _pipeline(recipe.teacher)
+        pipeline = partial(pipeline_sampler, folder, device=device, bf16=bf16)
+        unet = _filled(load_unet(folder), "unet.", run, recipe)
+        return recipe, pipeline(steps=steps, guidance=recipe.guidance), pipeline(unet)
     assert isinstance(recipe.teacher, EdmTeacher)
-    return recipe, *_class_to_image(run, recipe, recipe.teacher)
+    path, levels = recipe.teacher.path, recipe.teacher.levels
+    edm = partial(edm_sampler, path, levels=levels, device=device, bf16=bf16)
+    network = _filled(_edm(recipe.teacher), "model.", run, recipe)
+    return recipe, edm(steps=steps), edm(network)
 
 
 def conditions_of(recipe: DistillRecipe) -> list[str]:
     """What sample grids show: prompts, or each of the first ten classes four times."""
     if isinstance(recipe.teacher, EdmTeacher):
-        return grid_classes(load_edm(recipe.teacher.path).config.label_dim)
+        return grid_classes(edm_config(recipe.teacher.path).label_dim)
     return prompts_of(recipe)
 
 
@@ -124,38 +131,3 @@ def _filled(
     if weights:
         raise UserError(f"{folder}: {names[chosen]}.{prefix}{min(weights)}: missing")
     return network
-
-
-def _text_to_image(
-    run: Path, recipe: DistillRecipe, given: SDTeacher
-) -> tuple[TextToImage, TextToImage]:
-    """With the same text encoder and autoencoder."""
-    folder, device = _pipeline(given), device_of(recipe.device)
-    schedule, parameterization = load_schedule(folder)
-    text, vae = load_text(folder).to(device), load_vae(folder).to(device)
-    teacher, student = (
-        SDDenoiser(unet, schedule, parameterization, bf16=recipe.precision == "bf16")
-        .to(device)
-        .requires_grad_(False)
-        .eval()
-        for unet in (load_unet(folder), _filled(load_unet(folder), "unet.", run, recipe))
-    )
-    steps = recipe.evaluation.teacher_steps
-    return (
-        TextToImage(teacher, text, vae, steps=steps, guidance=recipe.guidance),
-        TextToImage(student, text, vae),
-    )
-
-
-def _class_to_image(
-    run: Path, recipe: DistillRecipe, given: EdmTeacher
-) -> tuple[ClassToImage, ClassToImage]:
-    device, schedule = device_of(recipe.device), KarrasSchedule(given.levels)
-    teacher, student = (
-        EdmDenoiser(network, schedule, bf16=recipe.precision == "bf16")
-        .to(device)
-        .requires_grad_(False)
-        .eval()
-        for network in (_edm(given), _filled(_edm(given), "model.", run, recipe))
-    )
-    return ClassToImage(teacher, recipe.evaluation.teacher_steps), ClassToImage(student)

@@ -34,12 +34,12 @@ def build_sd(recipe: DistillRecipe, layout: Layout) -> Job:
     folder = pipeline_folder(recipe.teacher.path, recipe.teacher.revision)
     device, ranks = layout.device, layout.ranks
     schedule, parameterization = load_schedule(folder)
-    text, vae = load_text(folder).to(device), load_vae(folder).to(device)
+    text, vae = load_text(folder).to(device), load_vae(folder, bf16=layout.bf16).to(device)
     networks = sd_networks(recipe, load_unet(folder), schedule, parameterization, layout)
     student = networks.student
     assert isinstance(student, SDDenoiser)
     source = _source(recipe, layout, text, vae, student.unet.config.sample_size)
-    pictures = TextToImage(student, text, vae)
+    pictures = TextToImage(student, text, vae, device)
     captions = prompts_of(recipe) if recipe.log.sample_every else []
 
     def draw(iteration: int, out: Path) -> None:
@@ -60,7 +60,7 @@ def sd_networks(
 ) -> Networks:
     """Student, fake score, teacher and heads of a pipeline's UNet (float32), on the layout's
     device."""
-    set_attention(unet, recipe.compute.attention, layout.device)
+    set_attention(unet, recipe.compute.attention, layout.device, bf16=layout.bf16)
     teacher = SDDenoiser(
         unet, schedule, parameterization, resolutions=recipe.gan.resolutions, bf16=layout.bf16
     ).to(layout.device)

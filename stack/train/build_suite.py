@@ -30,12 +30,13 @@ from stack.evaluate.reference import (
     shards_source,
 )
 from stack.evaluate.stored import digest_of
-from stack.evaluate.suites import SUITES, Suite
+from stack.evaluate.suites import CLASSES_BLOCK, SUITES, Suite
 from stack.train.build import cache_of
 from stack.util.errors import UserError
 from stack.util.progress import Bar
 
 _REFERENCE, _FOREIGN = ".safetensors", ".npz"
+_NO_SUITE = "not a suite (docs/evaluation.md); captions go to --prompts"
 log = logging.getLogger(__name__)
 
 
@@ -79,7 +80,7 @@ def open_suite(
             wanted.networks.model_copy(update=given),
         )
     if not Path(named).is_file():
-        known = ", ".join([*SUITES, "digits"])
+        known = ", ".join(SUITES)
         raise UserError(f"suite: {named}: neither one of {known} nor a file (docs/evaluation.md)")
     told = _read_suite(Path(named))
     theirs = told.networks.model_dump(exclude_unset=True)
@@ -91,6 +92,7 @@ def open_suite(
         resolution=told.resolution,
         real="the user",
         classes=told.classes,
+        block=CLASSES_BLOCK if told.classes else Suite.block,
     )
     merged = wanted.networks.model_copy(update=theirs | given)
     return Opened(told.name, suite, prompts or told.prompts, real or told.reference, merged)
@@ -126,7 +128,8 @@ def plan_of(
         seed,
         per_prompt=suite.per_prompt,
         resolution=resolution or suite.resolution,
-        batch=batch,
+        block=suite.block,
+        batch=min(batch, suite.block),
     )
 
 
@@ -150,8 +153,7 @@ def networks_of(recipe: AnyRecipe) -> list[tuple[str, str]]:
     wanted = recipe.evaluation
     named = [wanted.networks]
     for suite in (wanted.suite, *[wanted.quick_suite] * bool(wanted.quick_every)):
-        if suite != "digits":
-            named.append(open_suite(suite, wanted).networks)
+        named.append(open_suite(suite, wanted).networks)
     rows = (item for networks in named for item in networks.model_dump().items())
     return list(dict.fromkeys((name, told) for name, told in rows if told and name != "resize"))
 
@@ -242,7 +244,10 @@ def _read_suite(path: Path) -> SuiteFile:
     try:
         raw = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not readable as YAML ({reason}); {_NO_SUITE}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: {_NO_SUITE}")
     try:
         told = SuiteFile.model_validate(raw)
     except ValidationError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from stack.config.evaluation import Networks
-from stack.data.storage import expand_variables
+from stack.data.storage import expand_variables, is_url
 from stack.evaluate.classifier import SOURCE as CLASSIFIER
 from stack.evaluate.classifier import load_classifier
 from stack.evaluate.clip import SOURCE as CLIP
@@ -18,10 +18,11 @@ from stack.evaluate.clip import Clip, load_clip
 from stack.evaluate.dino import SOURCE as DINO
 from stack.evaluate.dino import load_dino
 from stack.evaluate.extractors import KnownExtractor
+from stack.evaluate.features import load_judge
 from stack.evaluate.hps import SOURCE as HPS
 from stack.evaluate.hps import TOKENIZER, load_hps
 from stack.evaluate.inception import SOURCE as INCEPTION
-from stack.evaluate.inception import load_inception
+from stack.evaluate.inception import cached_file, load_inception
 from stack.evaluate.measure import DISTANCES, Tools
 from stack.evaluate.suites import Suite
 from stack.nets.hub_networks import network_path
@@ -65,7 +66,8 @@ def tools_of(
 
 def _distance(networks: Networks, suite: Suite, device: torch.device) -> KnownExtractor:
     if networks.inception is None and networks.classifier:
-        return load_classifier(_path("classifier", networks), device=device)
+        path = _path("classifier", networks)
+        return load_judge(path) if path.is_file() else load_classifier(path, device=device)
     resize = networks.resize or suite.resize
     return load_inception(_path("inception", networks), resize=resize, device=device)
 
@@ -88,12 +90,18 @@ def _hps(networks: Networks, device: torch.device) -> Clip:
     return load_hps(weights, vocabulary, device=device)
 
 
+def place_of(name: str, told: str) -> str:
+    """A path or a place in the hub, variables replaced; of a URL, where its file is kept."""
+    told = expand_variables(told)
+    return str(cached_file()) if name == "inception" and is_url(told) else told
+
+
 def _path(name: str, networks: Networks) -> Path:
     """Where a network lies on this machine."""
     told = getattr(networks, name)
     if told is None:
         raise UserError(_missing(name))
-    path = network_path(name, expand_variables(told))
+    path = network_path(name, place_of(name, told))
     if not path.exists():
         raise UserError(
             f"{path}: no such file; {name} comes from {FROM[name]}; what a recipe's "

@@ -1,6 +1,6 @@
-"""``stack evaluate --suite``: models through a suite of prompts or classes, on any number of ranks.
+"""``stack evaluate``: models through a suite of prompts or classes, on any number of ranks.
 
-Blocks of 32 prompts are made by whichever rank has them, and what is made is not made again: an
+Blocks of prompts are made by whichever rank has them, and what is made is not made again: an
 evaluation that was cut off goes on where it was. The first rank then takes the figures.
 """
 
@@ -12,16 +12,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from rich.console import Console
-from rich.table import Table
-
-from stack.config.evaluation import Evaluation
-from stack.evaluate.bootstrap import FEW, Estimate
+from stack.config.evaluation import Evaluation, Networks
+from stack.config.schema import DistillRecipe
+from stack.data.storage import expand_variables, is_url
+from stack.evaluate import inception
+from stack.evaluate.intervals import Estimate
 from stack.evaluate.measure import DISTANCES, Plan, figures, run_blocks, speed
 from stack.evaluate.reference import Reference
 from stack.parallel.collectives import Ranks
-from stack.report.published import rows as published_rows
 from stack.train.build import device_of
+from stack.train.build_labelled import labelled_plan, subject_of
 from stack.train.build_models import Kind, Model, models_of_folder, models_of_run
 from stack.train.build_suite import (
     Opened,
@@ -30,16 +30,21 @@ from stack.train.build_suite import (
     plan_of,
     real_of,
 )
-from stack.train.build_tools import tools_of
+from stack.train.build_tools import place_of, tools_of
+from stack.util.errors import UserError
 from stack.util.files import write_json
 from stack.util.progress import progress
+from stack.verbs.evaluate_table import print_table
+from stack.verbs.fetch_file import download
 
 log = logging.getLogger(__name__)
 
 PATIENCE = 6 * 3600.0
 """Seconds that ranks wait for each other: one may have found all its blocks made."""
-_BATCH = 32
-"""Pictures made at once by a model that no recipe says a number for."""
+_FEWEST = 10
+"""Pictures, generated or real, that a distance or a neighbour needs."""
+_Prepared = tuple[Plan, Reference | None, dict[str, Any]]
+"""What is drawn, what it is compared with, and what else the result tells."""
 
 
 @dataclass(frozen=True)
@@ -90,18 +95,11 @@ def evaluate_suite(options: Options, wanted: Evaluation, device: str, ranks: Ran
         networks=options.networks,
     )
     measures = choose_measures(opened.suite, options.measures)
-    batch = options.batch or (wanted.batch if options.is_run else _BATCH)
-    plan = plan_of(
-        opened,
-        tools_of(opened.networks, opened.suite, measures, device_of(device)),
-        seed=options.seed,
-        batch=batch,
-        subset=options.subset,
-        resolution=options.resolution,
-        measures=measures,
-    )
-    real = _reference(opened, plan, options.out, ranks)
-    models = _models(options)
+    recipe, models = _models(options)
+    if opened.suite.labelled:
+        plan, real, told = _labelled(options, opened, recipe, measures, ranks)
+    else:
+        plan, real, told = _named(options, opened, wanted, measures, device, ranks)
     results = {}
     for model in models:
         total = -(-len(plan.prompts) * plan.per_prompt // ranks.world_size)
@@ -110,19 +108,97 @@ def evaluate_suite(options: Options, wanted: Evaluation, device: str, ranks: Ran
                 model.sampler,
                 plan,
                 options.out / "blocks",
-                model.facts,
+                model.sampler.facts(),
                 rank=ranks.rank,
                 world_size=ranks.world_size,
                 on_pictures=bar.advance,
             )
         ranks.barrier()
+        timed = speed(model.sampler, plan) if ranks.first else {}
+        ranks.barrier()  # Else the others would make the next model's pictures meanwhile.
         if ranks.first:
             found = figures(store.read(), plan, real, device_of(device))
-            results[model.name] = _row(model, plan, found)
+            results[model.name] = _row(model, timed, found)
     if ranks.first:
-        result = _result(options, opened, plan, models, results, real, ranks)
+        result = _result(options, opened, plan, models, results, real, ranks) | told
         _write(options, opened, result)
-        _print(options, opened, result)
+        print_table(options.target, opened, result)
+
+
+def _named(
+    options: Options,
+    opened: Opened,
+    wanted: Evaluation,
+    measures: tuple[str, ...],
+    device: str,
+    ranks: Ranks,
+) -> _Prepared:
+    """A suite of prompts or classes, through networks of their own."""
+    if DISTANCES & {*measures}:
+        ranks.by_first(lambda: bring_inception(opened.networks))
+    plan = plan_of(
+        opened,
+        tools_of(opened.networks, opened.suite, measures, device_of(device)),
+        seed=options.seed,
+        batch=options.batch or wanted.batch,
+        subset=options.subset,
+        resolution=options.resolution,
+        measures=measures,
+    )
+    _check(plan)
+    real = _reference(opened, plan, options.out, ranks)
+    classifier = plan.tools.classifier
+    return plan, real, {"classifier": asdict(classifier.training)} if classifier else {}
+
+
+def _labelled(
+    options: Options,
+    opened: Opened,
+    recipe: DistillRecipe | None,
+    measures: tuple[str, ...],
+    ranks: Ranks,
+) -> _Prepared:
+    """Captions of the run's data, whose attributes a judge names."""
+    if recipe is None:
+        raise UserError(f"--suite: {opened.name}: {options.target}: is for run folders")
+    for name in sorted({*options.networks} - {"classifier"}):
+        raise UserError(f"--{name}: {opened.name}: sees pictures through its judge (--classifier)")
+    if options.resolution:
+        raise UserError(f"--resolution: {opened.name}: its judge sees pictures of their own size")
+    subject = subject_of(opened, recipe, Path(options.target), ranks)
+    plan = labelled_plan(
+        opened,
+        subject,
+        recipe,
+        measures,
+        seed=options.seed,
+        batch=options.batch or recipe.evaluation.batch,
+        subset=options.subset,
+    )
+    _check(plan)
+    if not ranks.first:
+        return plan, None, {}
+    return plan, subject.reference(), subject.facts(options.seed)
+
+
+def bring_inception(networks: Networks) -> None:
+    """Download Inception's file where a URL names it, unless it is in the cache.
+
+    Raises:
+        UserError: no network, or a file with another checksum than the published one's.
+    """
+    url = expand_variables(networks.inception or "")
+    if is_url(url):
+        path = Path(place_of("inception", url))
+        if not path.is_file():
+            log.warning("downloading Inception-v3 to %s", path)
+            download(url, path, inception.SHA256)
+
+
+def _check(plan: Plan) -> None:
+    count = len(plan.prompts) * plan.per_prompt
+    if DISTANCES & {*plan.measures} and count < _FEWEST:
+        raise UserError(f"--subset: {count} pictures: distances need at least {_FEWEST}")
 
 
 def _reference(opened: Opened, plan: Plan, out: Path, ranks: Ranks) -> Reference | None:
@@ -134,17 +210,21 @@ def _reference(opened: Opened, plan: Plan, out: Path, ranks: Ranks) -> Reference
     def read() -> None:
         real = real_of(opened, plan, out / "references")
         found.append(real.read(lambda count: progress("real pictures", total=count)))
+        kept = found[0].features
+        if kept is not None and len(kept) < _FEWEST:
+            raise UserError(f"--reference: {len(kept)} pictures: at least {_FEWEST} are needed")
 
     ranks.by_first(read)
     return found[0] if found else None
 
 
-def _models(options: Options) -> list[Model]:
+def _models(options: Options) -> tuple[DistillRecipe | None, list[Model]]:
+    """And the recipe, of a run."""
     kinds = cast(Sequence[Kind], options.teachers)
     settings: dict[str, Any] = {"steps": options.steps, "guidance": options.guidance}
     if options.is_run:
-        return models_of_run(Path(options.target), kinds, **settings)[1]
-    return models_of_folder(
+        return models_of_run(Path(options.target), kinds, **settings)
+    return None, models_of_folder(
         options.target,
         options.revision,
         kinds,
@@ -154,11 +234,11 @@ def _models(options: Options) -> list[Model]:
     )
 
 
-def _row(model: Model, plan: Plan, found: Mapping[str, Estimate]) -> dict[str, Any]:
+def _row(model: Model, timed: Mapping[str, Any], found: Mapping[str, Estimate]) -> dict[str, Any]:
     """Plain figures, with their intervals beside them."""
     return {
-        "sampler": model.told,
-        **speed(model.sampler, plan),
+        "sampler": model.sampler.told,
+        **timed,
         **{name: estimate.value for name, estimate in found.items()},
         "intervals": {name: estimate.as_json() for name, estimate in found.items()},
     }
@@ -191,13 +271,11 @@ def _result(
     }
     teacher, student = results.get("teacher"), results.get("student")
     if teacher:
-        result["teacher_sampler"] = models[0].told
+        result["teacher_sampler"] = models[0].sampler.told
     if teacher and student:
         result["speedup"] = student["images_per_second"] / teacher["images_per_second"]
     if real:
         result["reference"] = {"count": real.count} | real.facts
-    if plan.tools.classifier:
-        result["classifier"] = asdict(plan.tools.classifier.training)
     return result
 
 
@@ -206,41 +284,3 @@ def _write(options: Options, opened: Opened, result: Mapping[str, Any]) -> None:
     for file in (options.out / f"{opened.name}.json", run, options.json_file):
         if file:
             write_json(file, result)
-
-
-def _print(options: Options, opened: Opened, result: Mapping[str, Any]) -> None:
-    names = [name for name, row in result.items() if isinstance(row, dict) and "intervals" in row]
-    table = Table()
-    table.add_column("")
-    for name in names:
-        table.add_column(name, justify="right")
-    keys = dict.fromkeys(key for name in names for key in result[name]["intervals"])
-    for key in ("nfe", "latency_seconds", "images_per_second"):
-        table.add_row(key, *(f"{result[name][key]:.3g}" for name in names))
-    for key in keys:
-        table.add_row(key, *(_cell(result[name]["intervals"].get(key)) for name in names))
-    console = Console(highlight=False)
-    told = f"{opened.name}, {result['samples']} samples, seed {result['seed']}"
-    console.print(f"{options.target}: {told}", soft_wrap=True)
-    console.print(table)
-    console.print("brackets: 95% bootstrap intervals, and of how many samples or prompts")
-    for dataset in opened.suite.published:
-        for row in published_rows(dataset):
-            if row.kind != "other":
-                told = ", ".join(f"{name} {value:g}" for name, value in row.metrics.items())
-                console.print(f"published, {row.method} ({row.hint}): {told}", soft_wrap=True)
-    few = [key for key in keys if any(result[n]["intervals"][key]["few_samples"] for n in names)]
-    if few:
-        log.warning(
-            "fewer than %d samples behind %s: for a quick look, not to be compared with published "
-            "figures",
-            FEW,
-            ", ".join(few),
-        )
-
-
-def _cell(interval: Mapping[str, Any] | None) -> str:
-    if interval is None:
-        return "-"
-    low, high, samples = interval["low"], interval["high"], interval["samples"]
-    return f"{interval['value']:.4g} [{low:.4g}, {high:.4g}; {samples}]"

@@ -47,15 +47,18 @@ def suite(small_world: EdmWorld, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def test_a_run_through_classes(run: Path, suite: Path) -> None:
-    assert main(["evaluate", str(run), "--suite", str(suite)]) == 0
+    command = ["evaluate", str(run), "--suite", str(suite), "--teacher", "ode", "sde"]
+    assert main([*command, "--steps", "6"]) == 0
     found = json.loads((run / "evaluation.json").read_text())
     assert (found["samples"], found["reference"]["count"]) == (48, 40)
-    assert found["teacher_sampler"] == "Heun, 3 steps"
-    for name, nfe in (("teacher", 5), ("student", 1)):
+    assert found["teacher_sampler"] == "Heun, 6 steps"
+    assert found["teacher_sde"]["sampler"] == "stochastic Heun, 6 steps, S_churn 30"
+    for name, nfe in (("teacher", 11), ("teacher_sde", 11), ("student", 1)):
         assert found[name]["nfe"] == nfe
         assert set(found[name]["intervals"]) == set(MEASURES)
         assert 0 <= found[name]["class_accuracy"] <= 1
-    assert found["teacher"]["frechet_distance"] != found["student"]["frechet_distance"]
+    distances = [found[name]["frechet_distance"] for name in ("teacher", "teacher_sde", "student")]
+    assert len(set(distances)) == 3
     assert found["classifier"]["tested"] == 7
     assert found["speedup"] > 0
 
@@ -85,7 +88,6 @@ def test_a_networks_folder(
 REFUSED = [
     # arguments, what the line begins with
     (["--suite", "digits"], "--suite: digits: "),
-    (["--teacher", "sde"], "--teacher: sde: an EDM network has no such sampler"),
     (["--guidance", "2"], "--guidance: 2: an EDM network has none"),
 ]
 

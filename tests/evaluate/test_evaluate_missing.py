@@ -39,14 +39,30 @@ MISSING = [
     (["--suite", "cifar100"], "suite: cifar100: neither one of ", "docs/evaluation.md"),
     (["--suite", "parti", "--measure", "recall"], "--measure: recall: the suite has ", "clip"),
     (["--suite", "parti", "--clip", "/no/such"], "/no/such: no such file", "any in transformers"),
+    (
+        ["--suite", "cifar10", "--classifier", "{judge}", "--subset", "50001"],
+        "--subset: 50001",
+        "50000",
+    ),
+    (
+        ["--suite", "cifar10", "--classifier", "{judge}", "--subset", "9"],
+        "--subset: 9",
+        "at least 10",
+    ),
     (["--suite", "coco30k", "--inception", "/no.pt"], "/no.pt: no such file; inception", SOURCE),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "begins", "holds"), MISSING)
 def test_what_is_missing(
-    run: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], begins: str, holds: str
+    run: Path,
+    parts: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    begins: str,
+    holds: str,
 ) -> None:
+    arguments = [one.format(judge=parts / "judge") for one in arguments]
     told = refused(capsys, "evaluate", run, *arguments)
     assert told.startswith(begins)
     assert holds in told
@@ -58,10 +74,19 @@ def test_missing_captions_and_pictures(
     options = ["--suite", "parti", "--clip", str(parts / "clip"), "--measure", "clip_score"]
     told = refused(capsys, "evaluate", run, *options)
     assert told.startswith("--prompts: missing: the captions of parti, from https://github.com")
-    options = ["--suite", "coco30k", "--prompts", str(parts / "captions.txt"), "--subset", "9"]
+    options = ["--suite", "coco30k", "--prompts", str(parts / "captions.txt"), "--subset", "10"]
     options += ["--classifier", str(parts / "judge"), "--measure", "frechet_distance"]
     told = refused(capsys, "evaluate", run, *options)
     assert told.startswith("--reference: missing: the real pictures of coco30k, from https://coco")
+
+
+def test_a_model_that_is_not_there_is_told_before_real_pictures_are_read(
+    parts: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    options = ["--suite", "coco30k", "--prompts", parts / "captions.txt", "--subset", "10"]
+    options += ["--classifier", parts / "judge", "--measure", "recall"]
+    told = refused(capsys, "evaluate", tmp_path / "rum", *options, "--reference", tmp_path / "none")
+    assert told.startswith(f"{tmp_path}/rum: ")
 
 
 def test_a_pipeline_has_no_suite_of_its_own(
@@ -74,7 +99,9 @@ def test_a_pipeline_has_no_suite_of_its_own(
 
 BAD_FILES = [
     ("name: [", "not readable as YAML"),
-    ("- a", "valid dictionary"),
+    ("- a", "not a suite (docs/evaluation.md); captions go to --prompts"),
+    ("a red cat\nthree dogs\n", "not a suite (docs/evaluation.md); captions go to --prompts"),
+    ("a: sign: that\n", "captions go to --prompts"),
     ("{name: x, measures: [clip_score]}", "give either this or classes"),
     ("{name: x, prompts: a, classes: 3, measures: [clip_score]}", "and not both"),
     ("{name: x, prompts: a, measures: [fid]}", "measures.0: "),

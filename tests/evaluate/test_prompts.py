@@ -45,8 +45,8 @@ def test_hpsv2_is_a_folder_of_styles_or_one_of_them(tmp_path: Path) -> None:
         (tmp_path / f"{style}.json").write_text(json.dumps([f"{style} 1", f"{style} 2"]))
     found = read_prompts(tmp_path)
     assert len(found) == 8
-    assert found.group("photo").captions == ["photo 1", "photo 2"]
-    assert found.group("photo").indices.tolist() == [2, 3]
+    assert found.captions[2:4] == ["photo 1", "photo 2"]
+    assert found.groups[2:4] == ["photo", "photo"]
     assert read_prompts(tmp_path / "anime.json").captions == ["anime 1", "anime 2"]
 
 

@@ -112,7 +112,12 @@ def test_what_does_not_fit_is_refused(photos: Path, tmp_path: Path) -> None:
         load_reference(path, Means("other"))
     with pytest.raises(UserError, match="resolution: None, not 16"):
         reference(folder_source(photos), Means(), path, resolution=16)
-    (photos / "more/01.png").unlink()
+    file = photos / "more/01.png"
+    data = bytearray(file.read_bytes())
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))  # Another picture of the same size.
+    with pytest.raises(UserError, match="source_fingerprint"):
+        reference(folder_source(photos), Means(), path)
+    file.unlink()
     with pytest.raises(UserError, match="source_fingerprint"):
         reference(folder_source(photos), Means(), path)
 

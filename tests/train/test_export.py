@@ -90,7 +90,8 @@ def test_any_parameterization(tmp_path: Path, world: World, prediction: str) -> 
     (teacher / "model_index.json").write_text(json.dumps(index))
     unet = load_unet(teacher)
     denoiser = SDDenoiser(unet, *load_schedule(teacher)).eval()
-    student = TextToImage(denoiser, load_text(teacher), load_vae(teacher))
+    cpu = torch.device("cpu")
+    student = TextToImage(denoiser, load_text(teacher), load_vae(teacher), cpu)
     assert_plain_diffusers_agrees(save_pipeline(unet, teacher, tmp_path / "out"), student)
 
 
