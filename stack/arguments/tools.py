@@ -64,7 +64,8 @@ def _add_step(parts: Any) -> None:
         help="time, memory and cost of a distillation's steps",
         description="Steps of the student, of the critics and of both on random data: median time, "
         "CPU seconds, FLOPs and forwards of the UNet that they cost, share of the rate of a matrix "
-        "product, peak memory. Weights are random; no file of the teacher but its config is read.",
+        "product and of the GPU's dense rate, peak memory. Weights are random; no file of the "
+        "teacher but its config is read.",
     )
     step.add_argument("recipe", type=Path, help="recipe file (YAML)")
     step.add_argument("overrides", nargs="*", metavar="field=value", help=OVERRIDES)
@@ -89,17 +90,17 @@ def _add_step(parts: Any) -> None:
 
 
 def _bench_step(args: argparse.Namespace) -> int:
-    from stack.nets.published import unet_config
     from stack.verbs.bench_step import bench_step
-    from stack.verbs.plan import teacher_config
+    from stack.verbs.plan import subject_of
 
     recipes = []
     for text in args.compare or [""]:
-        changed = argparse.Namespace(recipe=args.recipe, overrides=[*args.overrides, *text.split()])
+        words = [*args.overrides, *text.split()]
+        changed = argparse.Namespace(recipe=args.recipe, overrides=words, verb=args.verb)
         recipes.append((text or "step", load(changed, "distill")))
-    config = unet_config(args.unet) if args.unet else teacher_config(recipes[0][1])
+    subject = subject_of(recipes[0][1], args.unet)
     options = {"batch": args.batch, "repeats": args.repeats, "profile": args.profile}
-    bench_step(recipes, config, **options, json_file=args.json)
+    bench_step(recipes, subject, **options, json_file=args.json)
     return 0
 
 
@@ -115,15 +116,19 @@ def add_plan(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace], in
         "--share",
         type=float,
         default=0.4,
-        help="of the GPU's dense rate that steps reach, as stack bench step finds it (%(default)s)",
+        help="of the GPU's dense rate that steps reach: share_of_peak of stack bench step, on such "
+        "a GPU (%(default)s)",
     )
     json_option(verb)
 
     def run(args: argparse.Namespace) -> int:
         from stack.verbs.plan import plan
 
+        def changed(words: list[str]) -> Any:
+            return load(argparse.Namespace(recipe=args.recipe, overrides=args.overrides + words))
+
         where = {"gpu": args.gpu, "gpus": args.gpus, "node": args.node, "share": args.share}
-        return plan(load(args), **where, json_file=args.json)
+        return plan(changed, **where, json_file=args.json)
 
     return run
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 
-from stack.util.errors import UserError
+from stack.util.errors import UserError, reason
 
 
 def _xformers() -> Any:
@@ -27,25 +27,34 @@ ATTENTION: dict[str, Callable[[], Any]] = {
 cuDNN or memory-efficient attention), xformers' memory-efficient one, or plain matrix products."""
 
 
-def set_attention(unet: UNet2DConditionModel, name: str, device: torch.device) -> None:
-    """Let a UNet compute attention by one of ATTENTION.
+def set_attention(
+    unet: UNet2DConditionModel, name: str, device: torch.device, *, bf16: bool = False
+) -> None:
+    """Let a UNet compute attention by one of ATTENTION, in bfloat16 if it runs under autocast.
 
     Raises:
         UserError: it does not run on this device; nothing else is taken in its place.
     """
     if name == "xformers":
-        _try_xformers(device)
+        _try_xformers(head_sizes(unet), device, torch.bfloat16 if bf16 else torch.float32)
     unet.set_attn_processor(ATTENTION[name]())
 
 
-def _try_xformers(device: torch.device) -> None:
+def head_sizes(unet: UNet2DConditionModel) -> list[int]:
+    """Channels of a head, of all kinds of attention there are."""
+    parts = (part for part in unet.modules() if isinstance(part, Attention))
+    return sorted({part.inner_dim // part.heads for part in parts})
+
+
+def _try_xformers(sizes: list[int], device: torch.device, dtype: torch.dtype) -> None:
+    """Forward and backward of every head size: its kernels differ in what they take."""
     try:
         from xformers.ops import memory_efficient_attention
 
-        query = torch.zeros(1, 16, 1, 40, device=device, requires_grad=True)
-        memory_efficient_attention(query, query, query).sum().backward()
+        for size in sizes:
+            query = torch.zeros(1, 16, 1, size, device=device, dtype=dtype, requires_grad=True)
+            memory_efficient_attention(query, query, query).sum().backward()
     except (ImportError, NotImplementedError, RuntimeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"compute.attention: xformers: does not run on {device} ({reason}); use sdpa"
+            f"compute.attention: xformers: does not run on {device} ({reason(error)}); use sdpa"
         ) from None

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stack.util.errors import UserError
+from stack.util.errors import UserError, reason
 
 _STEMS = {
     "unet": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
@@ -59,8 +59,7 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        told = str(error).strip().splitlines()[0]
-        raise UserError(f"{file}: not weights alone, or damaged ({told})") from None
+        raise UserError(f"{file}: not weights alone, or damaged ({reason(error)})") from None
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise UserError(f"{file}: not weights alone")
     return {name: value.clone().contiguous() for name, value in found.items()}

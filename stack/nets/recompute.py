@@ -25,12 +25,18 @@ _KEPT = {
     _aten._scaled_dot_product_flash_attention_for_cpu.default,
     _aten._scaled_dot_product_efficient_attention.default,
     _aten._scaled_dot_product_cudnn_attention.default,
+    _aten._efficient_attention_forward.default,
+    _aten._flash_attention_forward.default,
 }
-"""Operators whose results `selective` keeps: those that cost most of the time."""
+"""Operators whose results `selective` keeps: those that cost most of the time. The last two are
+torch's kernels as xformers calls them."""
+_KEPT_OF = ("xformers", "xformers_flash", "xformers_flash3", "flash_attn_3")
+"""And all operators of these libraries, one of which is xformers' attention on each kind of GPU."""
 
 
 def _policy(_: Any, op: Any, *args: Any, **options: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if op in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+    keep = op in _KEPT or op.namespace in _KEPT_OF
+    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def recompute(blocks: Iterable[nn.Module], mode: str) -> None:

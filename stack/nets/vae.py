@@ -15,13 +15,25 @@ from stack.util.files import sha256_file
 
 _OTHER = re.compile(r"\.(bin|ckpt|h5|msgpack|onnx|pb)$|\.(fp16|non_ema)\.")
 
+DECODING = {"bf16": 1536 * 64, "fp32": 3072 * 64}
+"""Bytes that Stable Diffusion's autoencoder takes for each site of latents, of 8x8 pixels, at the
+peak of decoding, by the recipe's precision."""
+
 
 class Autoencoder(nn.Module):
-    """AutoencoderKL; latents are posterior means, unscaled, as in ``latent.npy``."""
+    """AutoencoderKL; latents are posterior means, unscaled, as in ``latent.npy``.
 
-    def __init__(self, vae: AutoencoderKL) -> None:
+    Args:
+        bf16: decode in bfloat16, weights and all. Encoding is always in float32: what a run makes
+            of pictures is to be what data_prep has stored, and a run on latents encodes nothing.
+    """
+
+    def __init__(self, vae: AutoencoderKL, *, bf16: bool = False) -> None:
         super().__init__()
         self.vae = vae.to(memory_format=torch.channels_last)
+        if bf16:
+            for part in (vae.post_quant_conv, vae.decoder):
+                part.to(torch.bfloat16)
 
     @property
     def scale(self) -> float:
@@ -38,12 +50,12 @@ class Autoencoder(nn.Module):
         return self.vae.encode(images).latent_dist.mode()
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Unscaled latents (B, 4, h, w) to pictures (B, 3, h f, w f) in about [-1, 1]."""
-        return self.vae.decode(latents).sample
+        """Unscaled latents (B, 4, h, w) to float32 pictures (B, 3, h f, w f) in about [-1, 1]."""
+        return self.vae.decode(latents.to(self.vae.post_quant_conv.weight.dtype)).sample.float()
 
 
-def load_vae(folder: str | Path) -> Autoencoder:
-    """The autoencoder of a pipeline folder, frozen and in float32.
+def load_vae(folder: str | Path, *, bf16: bool = False) -> Autoencoder:
+    """The autoencoder of a pipeline folder, frozen; bf16 as of :class:`Autoencoder`.
 
     Raises:
         UserError: the folder lacks it.
@@ -52,7 +64,7 @@ def load_vae(folder: str | Path) -> Autoencoder:
     vae = AutoencoderKL.from_pretrained(
         folder, subfolder="vae", use_safetensors=True, torch_dtype=torch.float32
     )
-    return Autoencoder(vae).requires_grad_(False).eval()
+    return Autoencoder(vae, bf16=bf16).requires_grad_(False).eval()
 
 
 def vae_hash(folder: str | Path) -> str:

@@ -53,13 +53,18 @@ def adam(
     Raises:
         UserError: the library is not installed, or has no such optimizer.
     """
+    check_kind(kind, sharded=sharded)
     if kind == "adamw":
         return AdamW(parameters, fused=fused, **options)
     if not sharded:
         return _bitsandbytes(kind)(parameters, **options)
-    if kind == "adamw8bit":
-        return _torchao()(parameters, **options)
-    raise UserError(f"optim: kind: {kind} does not go with fsdp; take adamw8bit")
+    return _torchao()(parameters, **options)
+
+
+def check_kind(kind: str, *, sharded: bool) -> None:
+    """Refuse, as a UserError, what there is none of for parameters that are FSDP's."""
+    if sharded and kind == "paged_adamw8bit":
+        raise UserError(f"optim: kind: {kind} does not go with fsdp; take adamw8bit")
 
 
 def _bitsandbytes(kind: str) -> type[Any]:

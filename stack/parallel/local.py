@@ -16,7 +16,8 @@ from stack.util.errors import UserError
 
 def make_dense(module: nn.Module) -> None:
     """Lay parameters out in the order of their dimensions, as what cuts them over ranks wants
-    them; the layout of activations does not depend on it."""
+    them. Activations keep to channels last by what networks do with the inputs of convolutions
+    (stack.nets.layout); a convolution then lays its weight out anew at each use."""
     for parameter in module.parameters():
         parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
 

@@ -17,16 +17,15 @@ _MOMENTS = {
 }
 """Bytes of an optimizer's state for each parameter; blocks of 256 share a scale for each moment,
 of 64 with fsdp."""
-_SAMPLE_BYTES = 4 * 64 * 64 * 2 + 77 * 2 + 3 * 512
-"""Read for a sample of 64x64 latents: latent.npy, tokens.npy and their tar headers."""
 _LIBRARIES = 2 << 30
 """CUDA's context, NCCL's buffers, and what the allocator cannot use."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """Bytes of memory, dense FLOP/s in bfloat16 and float32 (TF32 off), and bytes/s that one sends
-    to others of its node and beyond, as its vendor states them."""
+    """Bytes of memory that CUDA gives out, which is less than the vendor's figure; dense FLOP/s in
+    bfloat16 and float32 (TF32 off), and bytes/s that one sends to others of its node and, by the
+    network's port that is its own, beyond, as its vendor states them."""
 
     memory: int
     bf16: float
@@ -35,16 +34,29 @@ class Gpu:
     network: float
 
 
+def _gib(size: float) -> int:
+    return int(size * 2**30)
+
+
 GPUS = {
-    "a100-40gb": Gpu(40 << 30, 312e12, 19.5e12, 300e9, 25e9),
-    "a100-80gb": Gpu(80 << 30, 312e12, 19.5e12, 300e9, 25e9),
-    "h100": Gpu(80 << 30, 989e12, 67e12, 450e9, 50e9),
-    "h200": Gpu(141 << 30, 989e12, 67e12, 450e9, 50e9),
-    "b200": Gpu(180 << 30, 2250e12, 80e12, 900e9, 50e9),
-    "l40s": Gpu(48 << 30, 362e12, 91e12, 32e9, 25e9),
-    "rtx4090": Gpu(24 << 30, 165e12, 82e12, 32e9, 12e9),
-    "rtx3090": Gpu(24 << 30, 71e12, 35e12, 32e9, 12e9),
+    "a100-40gb": Gpu(_gib(39.4), 312e12, 19.5e12, 300e9, 25e9),
+    "a100-80gb": Gpu(_gib(79.1), 312e12, 19.5e12, 300e9, 25e9),
+    "h100": Gpu(_gib(79.1), 989e12, 67e12, 450e9, 50e9),
+    "h200": Gpu(_gib(139.7), 989e12, 67e12, 450e9, 50e9),
+    "b200": Gpu(_gib(178.3), 2250e12, 80e12, 900e9, 50e9),
+    "l40s": Gpu(_gib(44.4), 362e12, 91e12, 32e9, 25e9),
+    "rtx4090": Gpu(_gib(23.5), 165e12, 82e12, 32e9, 12e9),
+    "rtx3090": Gpu(_gib(23.5), 71e12, 35e12, 32e9, 12e9),
 }
+"""H100 and H200 are those of HGX boards; other forms of them are slower."""
+
+
+def gpu_named(device: str) -> Gpu | None:
+    """The one of GPUS that CUDA calls so; None for any other."""
+    name = device.lower().replace(" ", "")
+    if any(form in name for form in ("pcie", "nvl")) and "h100" in name:
+        return None
+    return next((gpu for key, gpu in GPUS.items() if key.partition("-")[0] in name), None)
 
 
 @dataclass(frozen=True)
@@ -65,12 +77,17 @@ class Work:
     """One iteration of a run.
 
     Args:
-        trained: student, fake score, heads. teacher, frozen: parameters of the teacher's UNet and
-            of other frozen parts.
-        averages: of the student. activations: bytes at the peak of a micro-batch.
+        trained: student, fake score, heads. teacher, frozen: parameters of the teacher's network
+            and of other frozen parts.
+        averages: of the student. activations: bytes at the peak of a micro-batch beyond weights
+            and gradients. drawn: bytes beyond weights while a sample grid is made, without the
+            average's copy.
         flops: of all samples, when the student moves and when the critics alone do.
-        student_every: k. alternate: critics rest when the student moves.
-        batch: samples. micro_batches: of a rank.
+        student_every: k, iterations of which the student moves in one.
+        batch: samples. micro_batches: of a rank. sample_bytes: read for a sample.
+        consulted: parameters of the teacher that a micro-batch uses, those used twice counted
+            twice, when the student moves and when the critics alone do: what is gathered of a
+            teacher that is cut over ranks.
     """
 
     trained: tuple[Network, ...]
@@ -82,11 +99,15 @@ class Work:
     student_every: int
     batch: int
     micro_batches: int
+    sample_bytes: int
+    drawn: int = 0
+    consulted: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where it runs: `ranks` GPUs, `node` of them in a node, `shard` that share one copy."""
+    """Where it runs: `ranks` GPUs, `node` of them in a node, `shard` that share one copy of what is
+    cut over ranks."""
 
     gpu: Gpu
     ranks: int
@@ -104,27 +125,34 @@ def memory(work: Work, place: Place) -> dict[str, int]:
         ("weights", "gradients", "optimizer", "averages", "gathered"), 0.0
     )
     cut = _cut(place)
+    on_host, reduced_to_host = place.offload, place.offload and place.backend == "fsdp"
     if place.backend == "fsdp" and work.micro_batches > 1:
-        cut["gradients"] = 1  # Whole until the last micro-batch reduces them.
+        # Whole, and here, until the last micro-batch reduces them.
+        cut["gradients"], reduced_to_host = 1, False
     for network in work.trained:
         size = network.parameters
-        found["weights"] += size * _FLOAT / cut["weights"] if not place.offload else 0
+        found["weights"] += size * _FLOAT / cut["weights"] if not on_host else 0
         if place.backend.startswith("zero"):
             forward = _HALF if place.bf16 else _FLOAT
             found["weights"] += size * forward / (cut["gradients"] if _stage(place) == 3 else 1)
-        found["gradients"] += size * _FLOAT / cut["gradients"]
+        found["gradients"] += size * _FLOAT / cut["gradients"] if not reduced_to_host else 0
         moments = size * _MOMENTS[network.optimizer] / cut["optimizer"]
         paged = network.optimizer.startswith("paged")
-        found["optimizer"] += 0 if place.offload or paged else moments
+        found["optimizer"] += 0 if on_host or paged else moments
     if place.backend == "fsdp" and place.shard > 1:
         low = _HALF if place.bf16 else _FLOAT
         found["gathered"] = 2 * max(n.block for n in work.trained) * (low + _FLOAT)
-    student = work.trained[0].parameters
-    found["averages"] = work.averages * student * _FLOAT / cut["optimizer"]
-    teacher = work.teacher * (_HALF if place.bf16 else _FLOAT)
-    found["teacher"] = teacher / (place.ranks if place.teacher_sharded else 1)
+    average = work.trained[0].parameters * _FLOAT / cut["optimizer"] if not on_host else 0
+    found["averages"] = work.averages * average
+    teacher: float = work.teacher * (_HALF if place.bf16 else _FLOAT)
+    if place.teacher_sharded:
+        teacher = 0 if on_host else teacher / place.shard
+    found["teacher"] = teacher
     found["text and autoencoder"] = work.frozen * _FLOAT
     found["activations"] = work.activations
+    # Grids are drawn between iterations, with the average in the weights' place and those aside.
+    drawn = work.drawn + (average if work.averages else 0)
+    found["sample grids"] = max(0.0, drawn - found["gradients"] - found["activations"])
     found["libraries"] = _LIBRARIES
     return {name: round(value) for name, value in found.items()}
 
@@ -146,45 +174,82 @@ def _cut(place: Place) -> dict[str, int]:
     return dict.fromkeys(("weights", "gradients", "optimizer"), part)
 
 
-def sent(work: Work, place: Place) -> tuple[float, float]:
-    """Bytes that a GPU sends in an iteration in which the student moves, and in one in which the
-    critics alone do, by the best algorithms (rings)."""
-    totals = [0.0, 0.0]
-    for network in work.trained:
-        for turn in (0, 1):
-            totals[turn] += _sent_for(network, turn, work, place)
-    return totals[0], totals[1]
+@dataclass(frozen=True)
+class Sent:
+    """Bytes that a GPU sends in a collective: to GPUs of its node, and to other nodes."""
+
+    inside: float = 0.0
+    across: float = 0.0
+
+    def seconds(self, gpu: Gpu) -> float:
+        """Both ways are busy at once."""
+        return max(self.inside / gpu.node, self.across / gpu.network)
 
 
-def _sent_for(network: Network, turn: int, work: Work, place: Place) -> float:
-    size, n, stage = network.parameters, place.ranks, _stage(place)
-    reduced = size * _FLOAT * (n - 1) / n if network.moves[turn] else 0.0
-    forward = _HALF if place.bf16 else _FLOAT
+def ring(size: float, ranks: int, node: int, apart: int = 1) -> Sent:
+    """A gathering or a reduction of `size` bytes by the best algorithm: (ranks - 1) / ranks of it
+    passes every GPU. Of the hops along a ring through the GPUs of node after node, one a node
+    leaves it; there are as many rings as a node has ports, so that each bears its part.
+
+    Args:
+        node: GPUs of a node. apart: distance of two neighbours in the order of ranks.
+    """
+    moved = size * (ranks - 1) / ranks
+    near = max(1, min(ranks, node // apart))
+    across = moved / near if ranks > near else 0.0
+    return Sent(moved - across, across)
+
+
+def sent(work: Work, place: Place) -> tuple[list[Sent], list[Sent]]:
+    """What a GPU sends in an iteration in which the student moves, and in one in which the
+    critics alone do, by kind of collective."""
+    with_student, without = (
+        [part for network in work.trained for part in _sent_for(network, turn, work, place)]
+        + _teachers(turn, work, place)
+        for turn in (0, 1)
+    )
+    return with_student, without
+
+
+def total(parts: list[Sent]) -> float:
+    """Bytes of them all."""
+    return sum(part.inside + part.across for part in parts)
+
+
+def _teachers(turn: int, work: Work, place: Place) -> list[Sent]:
+    """Gatherings of a teacher that is cut over ranks."""
+    if not place.teacher_sharded:
+        return []
+    size = work.consulted[turn] * work.micro_batches * (_HALF if place.bf16 else _FLOAT)
+    return [ring(size, place.shard, place.node)]
+
+
+def _sent_for(network: Network, turn: int, work: Work, place: Place) -> list[Sent]:
+    stage, node, moves = _stage(place), place.node, network.moves[turn]
+    reduced = network.parameters * _FLOAT if moves else 0
+    forward = network.parameters * (_HALF if place.bf16 else _FLOAT)
+    gathered = network.gathers[turn] * work.micro_batches * forward
     if stage:
         times = work.micro_batches if stage >= 2 else 1
         if stage < 3:
-            gathered = size * forward * (n - 1) / n if network.moves[turn] else 0.0
-        else:
-            gathered = network.gathers[turn] * work.micro_batches * size * forward * (n - 1) / n
-        return reduced * times + gathered
+            gathered = forward if moves else 0
+        return [ring(gathered, place.ranks, node), ring(reduced * times, place.ranks, node)]
     if place.backend == "fsdp":
-        part, copies = place.shard, n // place.shard
-        gathers = network.gathers[turn] * work.micro_batches
-        gathered = gathers * size * forward * (part - 1) / part
-        scattered = size * _FLOAT * (part - 1) / part if network.moves[turn] else 0.0
-        between = 2 * size / part * _FLOAT * (copies - 1) / copies if network.moves[turn] else 0.0
-        return gathered + scattered + between
-    return 2 * reduced if n > 1 else 0.0
+        part, copies = place.shard, place.ranks // place.shard
+        between = ring(2 * reduced / part, copies, node, apart=part)
+        # Block by block, so those of several blocks, in the node and beyond, are under way at once.
+        own = ring(gathered + reduced, part, node)
+        return [Sent(own.inside + between.inside, own.across + between.across)]
+    return [ring(2 * reduced, place.ranks, node)]
 
 
 def seconds(work: Work, place: Place, share: float) -> tuple[float, float]:
-    """Of an iteration with and without the student, if GPUs reach `share` of their dense rate and
-    what is sent does not overlap: across nodes at the network's rate, which each GPU has."""
+    """Of an iteration with and without the student, if GPUs reach `share` of their dense rate, and
+    nothing is sent while they compute."""
     rate = (place.gpu.bf16 if place.bf16 else place.gpu.fp32) * share * place.ranks
-    link = place.gpu.network if place.ranks > place.node else place.gpu.node
     with_student, without = (
-        flops / rate + moved / link
-        for flops, moved in zip(work.flops, sent(work, place), strict=True)
+        flops / rate + sum(part.seconds(place.gpu) for part in parts)
+        for flops, parts in zip(work.flops, sent(work, place), strict=True)
     )
     return with_student, without
 
@@ -202,4 +267,4 @@ def checkpoint_bytes(work: Work) -> int:
 
 def read_bytes(work: Work, seconds_per_iteration: float) -> float:
     """Bytes a second that all ranks read."""
-    return work.batch * _SAMPLE_BYTES / seconds_per_iteration
+    return work.batch * work.sample_bytes / seconds_per_iteration

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from stack.config.schema import DistillRecipe
-from stack.diffusion.schedule import DiscreteSchedule
 from stack.fdistill.algorithm import Batch, FDistill, Noise
-from stack.nets.published import TOKENS, new_unet
+from stack.nets.edm import EdmDenoiser
 from stack.nets.recompute import recompute
+from stack.nets.sd15 import SDDenoiser
 from stack.parallel.adam import AdamW
 from stack.parallel.local import LocalWeights
 from stack.parallel.memory import PeakBytes
 from stack.parallel.mesh import Layout
 from stack.train.build_algorithm import algorithm_of
-from stack.train.build_sd import sd_networks
+from stack.train.build_subject import Subject
 from stack.train.imagined import ImaginedGPU
 
 _META = torch.device("meta")
@@ -28,7 +28,7 @@ _META = torch.device("meta")
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating-point operations of one sample: of the UNet's forward, a student step, a critic
+    """Floating-point operations of one sample: of the teacher's forward, a student step, a critic
     step, an iteration of both, which share the student's sample, and of the sweep that comes first
     where there are several micro-batches."""
 
@@ -39,7 +39,7 @@ class Flops:
     sweep: int
 
     def in_forwards(self, step: str) -> float:
-        """What a step costs, in forwards of the UNet."""
+        """What a step costs, in forwards of the teacher's network."""
         return float(getattr(self, step) / self.forward)
 
 
@@ -47,19 +47,16 @@ class Imagined:
     """A recipe's networks and algorithm on the meta device.
 
     Args:
-        config: of the teacher's UNet. batch: samples.
+        batch: samples.
     """
 
-    def __init__(self, recipe: DistillRecipe, config: dict[str, Any], batch: int) -> None:
+    def __init__(self, recipe: DistillRecipe, subject: Subject, batch: int) -> None:
         layout = Layout(device=_META)
-        schedule = DiscreteSchedule.scaled_linear()
-        self.networks = sd_networks(recipe, new_unet(config), schedule, "epsilon", layout)
+        self.networks = subject.networks(recipe, layout)
         student, fake, _, heads = self.networks
         weights = (_weights("student", student), _weights("fake", fake), _weights("heads", heads))
         self.algorithm: FDistill = algorithm_of(recipe, layout, self.networks, weights)
-        size, channels = config["sample_size"], config["in_channels"]
-        c = torch.empty(batch, TOKENS, config["cross_attention_dim"], device=_META)
-        x0 = torch.empty(batch, channels, size, size, device=_META)
+        x0, c = (torch.empty(batch, *shape, device=_META) for shape in (subject.x0, subject.c))
         self.batch = Batch(torch.arange(batch, device=_META), x0, c, c)
         self.noise = Noise(0, 0, self.batch.positions)
 
@@ -111,20 +108,43 @@ def _weights(name: str, module: nn.Module) -> LocalWeights:
     return LocalWeights(name, module, optimizer, lr_at=lambda step: 1.0, max_norm=1.0)
 
 
-def count_flops(recipe: DistillRecipe, config: dict[str, Any]) -> Flops:
+def count_flops(recipe: DistillRecipe, subject: Subject) -> Flops:
     """FLOPs of a sample; attention included, a multiply and an add being two."""
     # Neither precision nor compilation changes a count; sdpa on the meta device is plain products.
     plain = _changed(recipe, attention="sdpa", compile=False, checkpointing="none")
-    imagined = Imagined(plain, config, 1)
-
-    def count(step: Callable[[], object]) -> int:
-        with FlopCounterMode(display=False) as counter:
-            step()
-        return counter.get_total_flops()
-
+    imagined = Imagined(plain, subject, 1)
     steps = (imagined.forward, imagined.student, imagined.critic, imagined.sweep)
-    forward, student, critic, sweep = map(count, steps)
+    forward, student, critic, sweep = map(_count, steps)
     return Flops(forward, student, critic, student + critic - forward, sweep)
+
+
+def count_again(recipe: DistillRecipe, subject: Subject, flops: Flops) -> int:
+    """FLOPs of a sample that the backward of the student, or of the fake score, computes a second
+    time: with `full` nearly a forward, with `selective` none that count."""
+    if recipe.compute.checkpointing != "full":
+        return 0
+    again = _changed(recipe, attention="sdpa", compile=False)
+    return _count(Imagined(again, subject, 1).student) - flops.student
+
+
+def _count(step: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def unused_by_features(imagined: Imagined) -> list[nn.Module]:
+    """Blocks of the teacher that a pass for features does not come to."""
+    teacher, batch = imagined.networks.teacher, imagined.batch
+    used: set[nn.Module] = set()
+    assert isinstance(teacher, SDDenoiser | EdmDenoiser)
+    blocks = list(teacher.blocks())
+    hooks = [block.register_forward_hook(lambda part, *_: used.add(part)) for block in blocks]
+    with torch.no_grad():
+        teacher.features(batch.x0, batch.positions, batch.c)
+    for hook in hooks:
+        hook.remove()
+    return [block for block in blocks if block not in used]
 
 
 def _changed(recipe: DistillRecipe, **compute: Any) -> DistillRecipe:
@@ -134,16 +154,17 @@ def _changed(recipe: DistillRecipe, **compute: Any) -> DistillRecipe:
 
 
 def count_activations(
-    recipe: DistillRecipe, config: dict[str, Any], batch: int, *, student: bool = True
+    recipe: DistillRecipe, subject: Subject, batch: int, *, grown: bool = True
 ) -> int:
-    """Bytes beyond weights and gradients at the peak of a micro-batch of ``batch`` samples on a
-    CUDA GPU: with flash attention, unless the recipe's is math.
+    """Bytes beyond weights at the peak of a micro-batch of ``batch`` samples, in which all networks
+    move, on a CUDA GPU: with flash attention, unless the recipe's is math.
 
     Args:
-        student: of an iteration in which the student moves as well.
+        grown: gradients are there before, and are not counted: those of other micro-batches, or
+            parts of them; else they are made, one by one, by the backward, and counted.
     """
     keep_all = {"attention": "sdpa", "compile": False, "checkpointing": "none"}
-    imagined = Imagined(_changed(recipe, **keep_all), config, batch)
+    imagined = Imagined(_changed(recipe, **keep_all), subject, batch)
     gpu = ImaginedGPU(bf16=recipe.precision == "bf16", flash=recipe.compute.attention != "math")
     for network in (imagined.networks.student, imagined.networks.fake):
         blocks = list(network.blocks())
@@ -157,9 +178,9 @@ def count_activations(
     if gpu.bf16:
         teacher.to(torch.bfloat16)
     for trained in (imagined.networks.student, imagined.networks.fake, imagined.networks.heads):
-        for parameter in trained.parameters():
+        for parameter in trained.parameters() if grown else ():
             parameter.grad = torch.empty_like(parameter)
     with PeakBytes(imagined.held(), meta=True) as memory, gpu:
         start = memory.live
-        imagined.joint() if student else imagined.critic()
+        imagined.joint()
     return memory.peak - start

@@ -24,3 +24,8 @@ class PeerLostError(Exception):
 
     The command line prints it as ``error: ...`` and exits with status 75 (EX_TEMPFAIL).
     """
+
+
+def reason(error: BaseException) -> str:
+    """What another library's error says, in one line; its kind, if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,15 +16,16 @@ import torch
 from torch import Tensor
 
 from stack.config.schema import DistillRecipe
-from stack.diffusion.schedule import DiscreteSchedule
 from stack.evaluate.latency import device_name
 from stack.fdistill.algorithm import Batch
-from stack.nets.published import TOKENS, new_unet
+from stack.parallel.collectives import ALONE
 from stack.parallel.memory import PeakBytes
-from stack.train.build import layout_of
+from stack.train.budget import gpu_named
+from stack.train.build import layout_of, micro_batches_of
 from stack.train.build_algorithm import assemble
 from stack.train.build_cost import Flops, count_flops
-from stack.train.build_sd import sd_networks
+from stack.train.build_subject import Subject
+from stack.util.errors import UserError, reason
 from stack.util.files import write_json
 
 STEPS = ("student", "critic", "joint")
@@ -39,44 +42,48 @@ class Times:
 
 
 class Steps:
-    """The steps of a recipe on random data, with a UNet of random weights.
+    """The steps of a recipe on random data, with random weights.
 
     Args:
-        config: of the UNet. batch: samples of a step.
+        batch: samples of a step, in micro-batches as the recipe has them.
     """
 
-    def __init__(self, recipe: DistillRecipe, config: dict[str, Any], batch: int) -> None:
-        self.layout = layout = layout_of(recipe)
+    def __init__(self, recipe: DistillRecipe, subject: Subject, batch: int) -> None:
+        recipe = _with_batch(recipe, batch)
+        count = micro_batches_of(recipe, ALONE)
+        self.layout = layout = layout_of(recipe, micro_batches=count)
         self.device = layout.device
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            unet = new_unet(config, str(self.device))
-        schedule = DiscreteSchedule.scaled_linear()
-        networks = sd_networks(recipe, unet, schedule, "epsilon", layout)
+            networks = subject.networks(recipe, layout)
         self.task = assemble(recipe, layout, networks, lambda *_: None, dict)
         random = torch.Generator(self.device).manual_seed(0)
 
-        def normal(*shape: int) -> Tensor:
+        def normal(shape: tuple[int, ...]) -> Tensor:
             return torch.randn(batch, *shape, generator=random, device=self.device)
 
-        size, width = config["sample_size"], config["cross_attention_dim"]
-        x0 = normal(config["in_channels"], size, size)
         positions = torch.arange(batch, device=self.device)
-        self.batch = Batch(positions, x0, normal(TOKENS, width), normal(TOKENS, width))
+        whole = (positions, normal(subject.x0), normal(subject.c), normal(subject.c))
+        parts = (value.chunk(count) for value in whole)
+        self.batches = [Batch(*rows) for rows in zip(*parts, strict=True)]
 
     def step(self, name: str) -> None:
         """One iteration, of the student, of the critics, or of both."""
         algorithm = self.task.algorithm
         iteration, algorithm.alternation, algorithm.student_every = _TURNS[name]
-        _, stepped = self.task.iteration(iteration, [self.batch])
-        assert stepped, "a loss or a gradient was not finite"
+        _, stepped = self.task.iteration(iteration, self.batches)
+        if not stepped:
+            raise UserError(
+                f"{name} step: a loss or a gradient is not finite; what optim, gan and guidance "
+                "say does not suit random weights"
+            )
 
     def timed(self, name: str, times: Times) -> None:
         """One iteration, until the device is done with it."""
-        self._wait()
+        _wait(self.device)
         cpu, start = time.process_time(), time.perf_counter()
         self.step(name)
-        self._wait()
+        _wait(self.device)
         times.seconds.append(time.perf_counter() - start)
         times.cpu_seconds.append(time.process_time() - cpu)
 
@@ -86,24 +93,27 @@ class Steps:
             torch.cuda.reset_peak_memory_stats(self.device)
             self.step(name)
             return torch.cuda.max_memory_allocated(self.device)
-        with PeakBytes(self._held()) as memory:
+        with PeakBytes(self.held()) as memory:
             self.step(name)
         return memory.peak
 
-    def held_bytes(self) -> int:
-        """Between iterations, with gradients cleared."""
-        storages = {t.data_ptr(): t.untyped_storage().nbytes() for t in self._held()}
-        return sum(storages.values())
-
-    def _held(self) -> Iterator[Tensor]:
+    def held(self) -> Iterator[Tensor]:
+        """What is there between iterations, when gradients are cleared; some of it twice."""
         algorithm = self.task.algorithm
         for network in (algorithm.student, algorithm.fake, algorithm.heads, algorithm.teacher):
             yield from network.parameters()  # type: ignore[union-attr,attr-defined]
         yield from self.task.tensors().values()
 
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+
+def _with_batch(recipe: DistillRecipe, batch: int) -> DistillRecipe:
+    assert recipe.data
+    data = recipe.data.model_copy(update={"global_batch": batch})
+    return recipe.model_copy(update={"data": data})
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 _TURNS = {"student": (1, "exclusive", 2), "critic": (0, "exclusive", 2), "joint": (0, "joint", 1)}
@@ -112,29 +122,39 @@ _TURNS = {"student": (1, "exclusive", 2), "critic": (0, "exclusive", 2), "joint"
 
 def bench_step(
     recipes: Sequence[tuple[str, DistillRecipe]],
-    config: dict[str, Any],
+    subject: Subject,
     *,
     batch: int,
     repeats: int,
     profile: Path | None = None,
     json_file: Path | None = None,
 ) -> None:
-    """Time the steps of one recipe, or of several by turns, and print and write what was found."""
-    made = [(name, recipe, Steps(recipe, config, batch)) for name, recipe in recipes]
-    times = {name: {step: Times() for step in STEPS} for name, _, _ in made}
-    for repeat in range(repeats + 2):
-        for name, _, steps in made:
-            for step in STEPS:
-                # The first two are for compilation, allocation and the clocks.
-                steps.timed(step, times[name][step] if repeat >= 2 else Times())
-    found = {
-        name: _facts(recipe, steps, times[name], count_flops(recipe, config), batch)
-        for name, recipe, steps in made
-    }
-    if made[0][2].device.type == "cuda":
-        _count_out(found, {name: steps.held_bytes() for name, _, steps in made})
-    if profile:
-        _trace(made[0][2], profile)
+    """Time the steps of one recipe, or of several by turns, and print and write what was found. One
+    of them at a time is in memory; each has up to three turns.
+
+    Raises:
+        UserError: a recipe is for several processes, or is there twice; a GPU's memory does not
+            suffice; a loss is not finite.
+    """
+    _check(recipes, batch, profile)
+    times = {name: {step: Times() for step in STEPS} for name, _ in recipes}
+    found: dict[str, dict[str, Any]] = {}
+    turns = min(_MOST_TURNS, repeats) if len(recipes) > 1 else 1
+    for turn in range(turns):
+        for name, recipe in recipes:
+            with _told_of_memory(name):
+                steps = Steps(recipe, subject, batch)
+                # For compilation, allocation and the clocks.
+                _run(steps, 1 if turn else 2, {step: Times() for step in STEPS})
+                _run(steps, len(range(turn, repeats, turns)), times[name])
+                if turn == turns - 1:
+                    flops = count_flops(recipe, subject)
+                    found[name] = _facts(recipe, steps, times[name], flops, batch)
+                    if profile and name == recipes[0][0]:
+                        _trace(steps, profile)
+            del steps
+            gc.collect()
+            torch.cuda.empty_cache()
     for name, facts in found.items():
         print("\n".join(_lines(name, facts)))
     (first, *others) = found.values()
@@ -145,20 +165,67 @@ def bench_step(
         write_json(json_file, first if not others else found)
 
 
+_MOST_TURNS = 3
+
+
+def _check(recipes: Sequence[tuple[str, DistillRecipe]], batch: int, profile: Path | None) -> None:
+    """Refuse before anything is timed."""
+    names = [name for name, _ in recipes]
+    if len(set(names)) < len(names):
+        raise UserError(f"--compare: {names[0]}: the two settings are the same")
+    for _, recipe in recipes:
+        backend = recipe.parallel.backend
+        if backend not in ("none", "ddp"):
+            raise UserError(
+                f"parallel.backend: {backend} cuts what several processes hold, and stack bench "
+                "step is one; set parallel.backend=none"
+            )
+        micro_batches_of(_with_batch(recipe, batch), ALONE)
+    if profile:
+        try:
+            profile.parent.mkdir(parents=True, exist_ok=True)
+            profile.write_text("")
+        except OSError as error:
+            raise UserError(f"--profile: {profile}: {error.strerror}") from None
+
+
+@contextmanager
+def _told_of_memory(name: str) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"{name}: the GPU's memory does not suffice; set a smaller parallel.micro_batch, or "
+            f"compute.checkpointing=selective ({reason(error)})"
+        ) from None
+
+
+def _run(steps: Steps, repeats: int, times: dict[str, Times]) -> None:
+    for _ in range(repeats):
+        for step in STEPS:
+            steps.timed(step, times[step])
+
+
 def _facts(
     recipe: DistillRecipe, steps: Steps, times: dict[str, Times], flops: Flops, batch: int
 ) -> dict[str, Any]:
-    rate = _product_rate(steps.device, steps.layout.bf16)
-    found: dict[str, Any] = {"device": device_name(steps.device), "batch": batch}
+    rate, bf16 = _product_rate(steps.device, steps.layout.bf16), steps.layout.bf16
+    device, count = device_name(steps.device), len(steps.batches)
+    found: dict[str, Any] = {"device": device, "batch": batch, "micro_batches": count}
+    known = gpu_named(device) if steps.device.type == "cuda" else None
+    peak = (known.bf16 if bf16 else known.fp32) if known else None
     for name in STEPS:
-        seconds, work = statistics.median(times[name].seconds), getattr(flops, name) * batch
+        sweep = flops.sweep if count > 1 and name != "critic" else 0
+        work = (getattr(flops, name) + sweep) * batch
+        seconds = statistics.median(times[name].seconds)
         found[name] = {
             "seconds": seconds,
             "cpu_seconds": statistics.median(times[name].cpu_seconds),
             "flops": work,
             "flops_per_second": work / seconds,
             "share_of_product_rate": work / seconds / rate,
-            "unet_forwards": flops.in_forwards(name),
+            "share_of_peak": work / seconds / peak if peak else None,
+            "unet_forwards": work / batch / flops.forward,
             "peak_bytes": steps.peak_bytes(name),
         }
     k = recipe.student_every
@@ -169,30 +236,19 @@ def _facts(
     return found
 
 
-def _count_out(found: dict[str, Any], held: dict[str, int]) -> None:
-    """Take what the other settings hold on the GPU out of each one's peaks."""
-    for name, facts in found.items():
-        for step in STEPS:
-            facts[step]["peak_bytes"] -= sum(held.values()) - held[name]
-
-
 def _product_rate(device: torch.device, bf16: bool) -> float:
     """FLOP/s of a product of large square matrices, in the precision that the networks run in."""
     side = _PRODUCT[device.type]
     kind = torch.bfloat16 if bf16 else torch.float32
     a, b = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
 
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
     best = float("inf")
     for _ in range(5):
-        wait()
+        _wait(device)
         start = time.perf_counter()
         for _ in range(4):
             torch.mm(a, b)
-        wait()
+        _wait(device)
         best = min(best, (time.perf_counter() - start) / 4)
     return 2 * side**3 / best
 
@@ -206,21 +262,26 @@ def _trace(steps: Steps, file: Path) -> None:
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities) as found:
         steps.step("joint")
-    file.parent.mkdir(parents=True, exist_ok=True)
     found.export_chrome_trace(str(file))
 
 
 def _lines(name: str, facts: dict[str, Any]) -> list[str]:
     rows = [
-        f"{name}: {facts['device']}, batch {facts['batch']}",
+        f"{name}: {facts['device']}, batch {facts['batch']} = {facts['micro_batches']} x "
+        f"{facts['batch'] // facts['micro_batches']}",
         f"{'step':10}{'seconds':>10}{'CPU s':>10}{'forwards':>10}{'TFLOP/s':>10}{'of product':>12}"
-        f"{'peak':>12}",
+        f"{'of peak':>9}{'memory':>12}",
     ]
     for step in STEPS:
         row = facts[step]
         rows.append(
             f"{step:10}{row['seconds']:10.3f}{row['cpu_seconds']:10.3f}"
             f"{row['unet_forwards']:10.2f}{row['flops_per_second'] / 1e12:10.3f}"
-            f"{row['share_of_product_rate']:12.0%}{row['peak_bytes'] / 2**30:8.2f} GiB"
+            f"{row['share_of_product_rate']:12.0%}{_share(row['share_of_peak']):>9}"
+            f"{row['peak_bytes'] / 2**30:8.2f} GiB"
         )
     return [*rows, f"{facts['images_per_second']:.2f} images/s at the recipe's ratio", ""]
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from stack.config.edm import EdmTeacher
 from stack.config.schema import DistillRecipe, SDTeacher
+from stack.nets.edm_blocks import EdmConfig
+from stack.nets.edm_files import edm_config
 from stack.nets.hub import from_hub, pipeline_folder
-from stack.nets.published import unet_config
+from stack.nets.published import EDM_NETWORKS, unet_config
 from stack.train.budget import GPUS
 from stack.train.build_plan import Plan, Planner
+from stack.train.build_subject import Subject, edm_subject, sd_subject
 from stack.util.errors import UserError
 from stack.util.files import write_json
 
@@ -20,7 +25,7 @@ _REMEDIES = 3
 
 
 def plan(
-    recipe: Any,
+    changed: Callable[[list[str]], Any],
     *,
     gpu: str,
     gpus: int,
@@ -30,41 +35,68 @@ def plan(
 ) -> int:
     """Print memory by part, work, traffic and time; status 2 if the memory does not suffice.
 
+    Args:
+        changed: the recipe, read with further overrides.
+
     Raises:
-        UserError: the recipe is not of a pipeline, or does not fit.
+        UserError: the recipe is no distillation of a pipeline or an EDM network, is one that a run
+            would refuse, or does not fit.
     """
-    planner = Planner(teacher_config(recipe), GPUS[gpu], gpus, node, share)
+    recipe = changed([])
+    subject = subject_of(recipe)
+    planner = Planner(subject, GPUS[gpu], gpus, node, share)
     found = planner.plan(recipe)
     facts = found.facts()
     if json_file:
         write_json(json_file, facts)
-    print("\n".join(_lines(gpu, found, facts)))
+    print("\n".join(_lines(gpu, found, facts, subject.label)))
     if found.fits:
         return 0
     needed = _gib(sum(facts["bytes_per_gpu"].values()))
     ways = [
         f"{name} ({_gib(sum(better.bytes_per_gpu.values()))})"
-        for name, better in islice(planner.remedies(recipe), _REMEDIES)
+        for name, better in islice(planner.remedies(changed), _REMEDIES)
     ]
     told = f"with {'; or '.join(ways)}" if ways else "with more GPUs, or larger ones"
     raise UserError(f"does not fit: {needed} of {_gib(GPUS[gpu].memory)}; it would {told}")
 
 
-def teacher_config(recipe: Any) -> dict[str, Any]:
-    """The config of the UNet of a recipe's teacher.
+def subject_of(recipe: Any, unet: str | None = None) -> Subject:
+    """What a recipe distils, by its teacher's config.
+
+    Args:
+        unet: name or file of a UNet's config, in place of the pipeline's.
 
     Raises:
-        UserError: it is not a pipeline, or not at hand and not known.
+        UserError: neither a pipeline nor an EDM network, or not at hand and not known.
     """
-    if not isinstance(recipe, DistillRecipe) or not isinstance(recipe.teacher, SDTeacher):
-        raise UserError("teacher: only distillations of a pipeline can be planned")
-    path = recipe.teacher.path
-    if from_hub(path) and path in _PUBLISHED:
-        return unet_config(_PUBLISHED[path])
-    return unet_config(pipeline_folder(path, recipe.teacher.revision))
+    teacher = recipe.teacher if isinstance(recipe, DistillRecipe) else None
+    if isinstance(teacher, SDTeacher):
+        return sd_subject(unet_config(unet) if unet else _unet(teacher))
+    if not isinstance(teacher, EdmTeacher):
+        raise UserError(
+            "teacher: only distillations of a pipeline or an EDM network can be planned"
+        )
+    if unet:
+        raise UserError(f"--unet: {unet}: the recipe's teacher is an EDM network")
+    return edm_subject(_edm(teacher.path), teacher.levels)
 
 
-def _lines(gpu: str, found: Plan, facts: dict[str, Any]) -> list[str]:
+def _unet(teacher: SDTeacher) -> dict[str, Any]:
+    if from_hub(teacher.path) and teacher.path in _PUBLISHED:
+        return unet_config(_PUBLISHED[teacher.path])
+    return unet_config(pipeline_folder(teacher.path, teacher.revision))
+
+
+def _edm(path: str) -> EdmConfig:
+    """A published network is known by its folder's name before it is there."""
+    folder = Path(path)
+    if not folder.exists() and folder.name in EDM_NETWORKS:
+        return EDM_NETWORKS[folder.name]
+    return edm_config(folder)
+
+
+def _lines(gpu: str, found: Plan, facts: dict[str, Any], label: str) -> list[str]:
     recipe, parts = found.recipe, facts["bytes_per_gpu"]
     samples = recipe.batch_size // facts["gpus"] // facts["micro_batches"]
     shown = [
@@ -73,20 +105,21 @@ def _lines(gpu: str, found: Plan, facts: dict[str, Any]) -> list[str]:
         "",
         "memory of a GPU",
     ]
-    shown += [f"  {name:28}{_gib(size):>12}" for name, size in parts.items() if size]
+    shown += [f"  {name:29}{_gib(size):>12}" for name, size in parts.items() if size]
     shown += [
-        f"  {'all':28}{_gib(sum(parts.values())):>12}  of {_gib(facts['memory_per_gpu'])}",
+        f"  {'all':29}{_gib(sum(parts.values())):>12}  of {_gib(facts['memory_per_gpu'])}",
         "",
         "work",
     ]
     costs = facts["unet_forwards"]
     steps = ", ".join(f"{step} {costs[step]:.2f}" for step in costs)
     rows = [
-        ("parameters of the UNet", f"{facts['parameters']['unet']:,}"),
+        (f"parameters of the {label}", f"{facts['parameters']['unet']:,}"),
         ("forwards of it for a sample", steps),
         ("FLOP of an iteration", f"{facts['flops_per_iteration']:.3g}"),
         (f"FLOP of {recipe.iterations:,} iterations", f"{facts['flops']:.3g}"),
         ("sent by a GPU an iteration", _gib(facts["bytes_communicated"])),
+        ("  of that between nodes", _gib(facts["bytes_between_nodes"])),
         ("read by all a second", f"{facts['bytes_read_per_second'] / 1e6:.0f} MB"),
         ("a checkpoint", _gib(facts["checkpoint_bytes"])),
     ]
@@ -100,7 +133,7 @@ def _lines(gpu: str, found: Plan, facts: dict[str, Any]) -> list[str]:
             _time(facts["days_if_student_updates"], facts["gpus"]),
         ),
     ]
-    return [*shown, *(f"  {name:28}  {value}" for name, value in rows)]
+    return [*shown, *(f"  {name:29}  {value}" for name, value in rows)]
 
 
 def _gib(size: float) -> str:

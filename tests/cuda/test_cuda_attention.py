@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stack.nets.attention import set_attention
+from stack.nets.attention import head_sizes, set_attention
 from stack.nets.published import new_unet
 from stack.nets.sd15 import SDDenoiser
 from stack.util.errors import UserError
@@ -19,18 +19,23 @@ from tests.train.small import batch_of, config_of
 pytestmark = needs_gpu
 
 
+CONFIG = config_of(block_out_channels=(80, 160, 320, 320), norm_num_groups=16)
+
+
 @pytest.fixture(scope="module")
 def denoiser() -> SDDenoiser:
+    """Of two heads, of the sizes that Stable Diffusion's have."""
     torch.manual_seed(0)
-    unet = new_unet(config_of(), "cpu")
+    unet = new_unet(CONFIG, "cpu")
+    assert head_sizes(unet) == [40, 80, 160]
     return SDDenoiser(unet, SCHEDULE, "v_prediction", bf16=True).to(CUDA)
 
 
 def outcome(denoiser: SDDenoiser, name: str) -> tuple[Tensor, Tensor]:
     """x0, and the gradient of the weights."""
     network = copy.deepcopy(denoiser)
-    set_attention(network.unet, name, CUDA)
-    batch = batch_of(config_of(), CUDA)
+    set_attention(network.unet, name, CUDA, bf16=True)
+    batch = batch_of(CONFIG, CUDA)
     x0 = network(batch.x0, torch.tensor([900, 100], device=CUDA), batch.c)
     x0.square().mean().backward()
     grads = [p.grad.flatten() for p in network.parameters() if p.grad is not None]

@@ -17,5 +17,5 @@ pytestmark = [needs_gpu, pytest.mark.slow]
 @pytest.mark.parametrize("blocks", ["plain", "compiled"])
 def test_a_single_rank(kind: str, blocks: str) -> None:
     command = [sys.executable, "-m", "tests.cuda.gpu_ranks", kind, blocks]
-    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=900)
     assert done.returncode == 0, done.stderr

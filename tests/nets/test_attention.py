@@ -7,9 +7,12 @@ import copy
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import CheckpointPolicy
 
-from stack.nets.attention import ATTENTION, set_attention
-from stack.nets.recompute import recompute
+from stack.nets import attention
+from stack.nets.attention import ATTENTION, head_sizes, set_attention
+from stack.nets.published import new_unet, unet_config
+from stack.nets.recompute import _policy, recompute
 from stack.nets.sd15 import SDDenoiser
 from stack.util.errors import UserError
 from tests.nets.test_sd15 import inputs
@@ -49,6 +52,30 @@ def test_what_does_not_run_here_is_refused_in_one_line() -> None:
     with pytest.raises(UserError, match=r"xformers: does not run on cpu \(") as told:
         set_attention(tiny_denoiser().unet, "xformers", CPU)
     assert "\n" not in str(told.value)
+
+
+def test_every_head_is_tried_in_the_precision_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel may take one size and not another, bfloat16 and not float32."""
+    tried: list[tuple[list[int], torch.dtype]] = []
+    monkeypatch.setattr(attention, "_try_xformers", lambda *told: tried.append((told[0], told[2])))
+    unet = new_unet(unet_config("sd15"))
+    for bf16 in (True, False):
+        set_attention(unet, "xformers", CPU, bf16=bf16)
+    assert tried == [([40, 80, 160], torch.bfloat16), ([40, 80, 160], torch.float32)]
+    assert head_sizes(tiny_denoiser().unet) == [4, 8]
+
+
+def test_the_results_of_every_attention_operator_are_kept() -> None:
+    """torch's and xformers', which takes its own or torch's kernels."""
+
+    class Operator:
+        namespace = "xformers_flash"
+
+    kept = CheckpointPolicy.MUST_SAVE
+    assert _policy(None, Operator()) == kept
+    for name in ("_efficient_attention_forward", "_scaled_dot_product_cudnn_attention"):
+        assert _policy(None, getattr(torch.ops.aten, name).default) == kept
+    assert _policy(None, torch.ops.aten.silu.default) == CheckpointPolicy.PREFER_RECOMPUTE
 
 
 @pytest.mark.parametrize("mode", ["selective", "full"])

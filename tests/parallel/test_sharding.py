@@ -9,7 +9,11 @@ from typing import Any
 
 import pytest
 
+from stack.config.load import load_recipe
 from stack.parallel.launch import launch
+from stack.train.budget import GPUS
+from stack.train.build_plan import Planner
+from stack.verbs.plan import subject_of
 from tests.pipeline import World, make_teacher, recipe_fields, write_recipe
 
 pytestmark = pytest.mark.slow
@@ -28,16 +32,19 @@ def measured(world: World, tmp_path_factory: pytest.TempPathFactory) -> Measured
     wide = World(teacher, world.shards, world.data)
     known: dict[str, list[dict[str, Any]]] = {}
 
-    def run(backend: str, accumulation: int = 1) -> list[dict[str, Any]]:
-        name = f"{backend}-{accumulation}"
+    def run(
+        backend: str, accumulation: int = 1, ranks: int = RANKS, **more: Any
+    ) -> list[dict[str, Any]]:
+        name = "-".join(map(str, (backend, accumulation, ranks, *more.values())))
         if name not in known:
-            parallel = {"backend": backend, "processes": RANKS, "accumulation": accumulation}
+            parallel = {"backend": backend, "processes": ranks, "accumulation": accumulation}
+            parallel |= more
             fields = recipe_fields(wide, student_every=1, parallel=parallel)
             folder = tmp_path_factory.mktemp(name)
             recipe, out = write_recipe(folder, fields), folder / "out.json"
             command = [sys.executable, "-m", "tests.parallel.measure", str(recipe), str(out)]
-            assert launch(RANKS, command) == 0
-            known[name] = json.loads(out.read_text())
+            assert launch(ranks, command) == 0
+            known[name] = [row | {"recipe": recipe} for row in json.loads(out.read_text())]
         return known[name]
 
     return run
@@ -115,3 +122,23 @@ def test_fsdp_holds_little_more_than_half_of_ddp(measured: Measured) -> None:
     """Peak of live bytes in forward, backward and step, the whole teacher included."""
     whole = measured("ddp")[0]["peak"]
     assert max(row["peak"] for row in measured("fsdp")) <= 0.62 * whole
+
+
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "ddp": (2, {}),
+    "fsdp": (2, {"teacher": "sharded"}),
+    "hsdp": (4, {"teacher": "sharded", "shard_size": 2}),
+}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_plan_sends_what_is_counted(measured: Measured, name: str, accumulation: int) -> None:
+    """Also of a teacher that is cut, and of copies of a part of the ranks."""
+    ranks, more = LAYOUTS[name]
+    rows = measured("ddp" if name == "ddp" else "fsdp", accumulation, ranks, **more)
+    recipe = load_recipe(rows[0]["recipe"])
+    plan = Planner(subject_of(recipe), GPUS["h100"], ranks, 8, 0.4).plan(recipe)
+    for row in rows:
+        found = sum(row["sent"].values())
+        assert found == pytest.approx(plan.facts()["bytes_communicated"], rel=0.05)

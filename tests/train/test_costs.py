@@ -6,34 +6,47 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from stack.config.load import load_recipe
 from stack.config.schema import DistillRecipe
+from stack.diffusion.karras import KarrasSchedule
 from stack.nets.attention import set_attention
+from stack.nets.edm import EdmDenoiser, edm_network
+from stack.nets.edm_blocks import CIFAR10, IMAGENET64, EdmConfig
 from stack.nets.published import new_unet, unet_config
-from stack.train.build_cost import count_activations, count_flops
+from stack.train.build_cost import (
+    Imagined,
+    count_activations,
+    count_again,
+    count_flops,
+    unused_by_features,
+)
+from stack.train.build_subject import edm_subject, sd_subject
+from stack.verbs.bench_step import Steps
 from tests.pipeline import ROOT
+from tests.train.small import config_of
 
-RECIPE = str(ROOT / "recipes/coyo_js.yaml")
+SD15, SMALL = (sd_subject(unet_config(name)) for name in ("sd15", "small"))
 
 
-def recipe(*overrides: str) -> DistillRecipe:
-    found = load_recipe(RECIPE, overrides)
+def recipe(*overrides: str, name: str = "coyo_js") -> DistillRecipe:
+    found = load_recipe(ROOT / f"recipes/{name}.yaml", overrides)
     assert isinstance(found, DistillRecipe)
     return found
 
 
 @pytest.mark.parametrize(("gamma", "critic", "joint"), [(0, 4.7, 10.1), (1, 5.03, 10.42)])
 def test_steps_at_full_size_cost_no_more_forwards_than_they_must(gamma, critic, joint):
-    flops = count_flops(recipe(f"gan.r1_gamma={gamma}"), unet_config("sd15"))
+    flops = count_flops(recipe(f"gan.r1_gamma={gamma}"), SD15)
     assert flops.in_forwards("student") <= 6.45
     assert flops.in_forwards("critic") <= critic
     assert flops.in_forwards("joint") <= joint
 
 
 def test_steps_of_the_small_network() -> None:
-    flops = count_flops(recipe("gan.r1_gamma=0"), unet_config("small"))
+    flops = count_flops(recipe("gan.r1_gamma=0"), SMALL)
     assert 2 * flops.student == pytest.approx(199e9, rel=0.05)
     assert 2 * flops.critic == pytest.approx(142e9, rel=0.05)
 
@@ -45,9 +58,44 @@ def test_a_forward_is_what_a_counter_sees_on_real_tensors() -> None:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         unet(torch.randn(1, 4, 16, 16), torch.tensor([5]), torch.randn(1, 77, 32))
     expected = counter.get_total_flops()
-    assert count_flops(recipe("gan.resolutions=[2]"), config).forward == pytest.approx(
+    assert count_flops(recipe("gan.resolutions=[2]"), sd_subject(config)).forward == pytest.approx(
         expected, rel=0.02
     )
+
+
+TWO_LEVELS = config_of(
+    16,
+    layers_per_block=1,
+    block_out_channels=(32, 64),
+    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+def test_steps_are_what_a_counter_sees_on_real_tensors(checkpointing: str) -> None:
+    """Of the student, of the critics, of both, and what the backward computes again."""
+    fields = ["precision=fp32", "compute.attention=math", "gan.resolutions=[8]"]
+    made = recipe(*fields, f"compute.checkpointing={checkpointing}", "parallel={backend: none}")
+    subject = sd_subject(TWO_LEVELS)
+    steps, flops = Steps(made, subject, 2), count_flops(made, subject)
+    again = count_again(made, subject, flops)
+    assert (again == 0) == (checkpointing != "full")
+    assert again < flops.forward
+    for name, trained in (("student", 1), ("critic", 1), ("joint", 2)):
+        with FlopCounterMode(display=False) as counter:
+            steps.step(name)
+        expected = 2 * (getattr(flops, name) + trained * again)
+        assert counter.get_total_flops() == pytest.approx(expected, rel=0.02), name
+
+
+def test_a_pass_for_features_leaves_out_the_decoder() -> None:
+    imagined = Imagined(recipe("gan.resolutions=[8]"), sd_subject(TWO_LEVELS), 1)
+    unused = set(unused_by_features(imagined))
+    unet = imagined.networks.teacher.unet
+    parts = [part for stage in unet.up_blocks for part in stage.resnets]
+    assert unused > set(parts)
+    assert not unused & set(unet.mid_block.resnets)
 
 
 def test_the_network_has_the_parameters_of_the_published_one() -> None:
@@ -58,7 +106,7 @@ def test_the_network_has_the_parameters_of_the_published_one() -> None:
 def activations(batch: int, **compute: Any) -> int:
     fields = [f"compute.{name}={value}" for name, value in compute.items()]
     config = unet_config("small") | {"sample_size": 32, "layers_per_block": 1}
-    return count_activations(recipe("gan.resolutions=[4]", *fields), config, batch)
+    return count_activations(recipe("gan.resolutions=[4]", *fields), sd_subject(config), batch)
 
 
 def test_activations_grow_with_the_batch_and_shrink_with_recomputation() -> None:
@@ -73,5 +121,54 @@ def test_activations_grow_with_the_batch_and_shrink_with_recomputation() -> None
 @pytest.mark.parametrize("features", ["teacher", "fake", "fake_joint"])
 def test_an_iteration_keeps_to_one_device(features: str) -> None:
     """On the meta device a tensor of another one is an error, as it would be on a GPU."""
-    flops = count_flops(recipe(f"gan.features={features}"), unet_config("small"))
+    flops = count_flops(recipe(f"gan.features={features}"), SMALL)
     assert flops.joint == flops.student + flops.critic - flops.forward
+
+
+EDM = {
+    # a recipe, whose network is made small
+    "cifar10_fkl": CIFAR10,
+    "imagenet64_js": IMAGENET64,
+}
+every_edm = pytest.mark.parametrize("name", EDM)
+
+
+def small_edm(name: str) -> EdmConfig:
+    small = {"img_resolution": 16, "model_channels": 32, "channel_mult": (1, 2), "num_blocks": 1}
+    return EDM[name].model_copy(update=small | {"attn_resolutions": (8,)})
+
+
+@every_edm
+def test_a_forward_of_an_edm_network_is_what_a_counter_sees(name: str) -> None:
+    config = small_edm(name)
+    denoiser = EdmDenoiser(edm_network(config), KarrasSchedule())
+    x_t, c = torch.randn(1, 3, 16, 16), torch.zeros(1, config.label_dim)
+    with (
+        sdpa_kernel(SDPBackend.MATH),
+        torch.no_grad(),
+        FlopCounterMode(display=False) as counter,
+    ):
+        denoiser(x_t, torch.tensor([5]), c)
+    found = count_flops(recipe("gan.resolutions=[8]", name=name), edm_subject(config))
+    assert found.forward == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+@every_edm
+@pytest.mark.parametrize("features", ["teacher", "fake", "fake_joint"])
+def test_an_iteration_of_edm_networks_keeps_to_one_device(name: str, features: str) -> None:
+    fields = [f"gan.features={features}", "gan.resolutions=[16, 8]", "gan.width=8"]
+    flops = count_flops(recipe(*fields, name=name), edm_subject(small_edm(name)))
+    assert flops.joint == flops.student + flops.critic - flops.forward
+    assert 4 < flops.in_forwards("student") < 6
+
+
+@every_edm
+def test_activations_of_edm_networks(name: str) -> None:
+    """They grow with the batch and shrink with recomputation."""
+
+    def of(batch: int, *fields: str) -> int:
+        made = recipe("gan.resolutions=[8]", *fields, name=name)
+        return count_activations(made, edm_subject(small_edm(name)), batch)
+
+    kept = of(2)
+    assert of(2, "compute.checkpointing=full") < kept < of(4) < 2 * kept

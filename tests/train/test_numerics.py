@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from stack.diffusion.parameterization import predict_x0
 from stack.diffusion.schedule import DiscreteSchedule
 from stack.fdistill.algorithm import Noise
+from stack.train.build import layout_of
 from tests.tiny import tiny_denoiser
 from tests.train.small import batch_of, config_of, gradient, recipe_of, task_of
 
@@ -29,10 +30,11 @@ def regression_gradient(precision: str) -> Tensor:
     return gradient(student_of(task))
 
 
-def distillation_gradient(precision: str) -> Tensor:
-    """Of the student's loss, gap and GAN, with the fake score 10% apart from the teacher."""
+def distillation_gradient(precision: str, apart: float = 0.1) -> Tensor:
+    """Of the student's loss, gap and GAN, with the fake score so far apart from the teacher, in
+    standard deviations of each tensor."""
     config = config_of(SIZE)
-    task = task_of(recipe_of(f"precision={precision}", size=SIZE), config, CPU, apart=0.1)
+    task = task_of(recipe_of(f"precision={precision}", size=SIZE), config, CPU, apart=apart)
     algorithm, batch = task.algorithm, batch_of(config, CPU, SAMPLES)
     noise = Noise(0, 0, batch.positions)
     x = algorithm.generate(batch, noise)
@@ -58,6 +60,16 @@ def test_the_gradient_of_the_distillation_points_the_same_way() -> None:
     full, half = map(distillation_gradient, ("fp32", "bf16"))
     assert not torch.equal(full, half)
     assert F.cosine_similarity(full, half, dim=0) >= 0.999
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("fp32", False), ("bf16", True)])
+def test_convolutions_in_float32_are_not_in_tf32(
+    precision: str, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cuDNN's are, unless told otherwise."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not allowed)
+    layout_of(recipe_of(f"precision={precision}"))
+    assert torch.backends.cudnn.allow_tf32 == allowed
 
 
 def test_x0_at_the_last_time_is_read_in_float32() -> None:

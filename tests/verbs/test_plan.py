@@ -12,18 +12,21 @@ from stack.cli import main
 from stack.config.load import load_recipe
 from stack.nets.published import unet_config
 from stack.train.budget import GPUS
-from stack.train.build_plan import Planner
+from stack.train.build_plan import Planner, _variants
+from stack.train.build_subject import sd_subject
 from tests.pipeline import ROOT
 
 COYO = str(ROOT / "recipes/coyo_js.yaml")
+IMAGENET = str(ROOT / "recipes/imagenet64_js.yaml")
+IMAGENET_PARAMETERS = 295_899_267
 NAMES = {
     *("gpus", "fits", "bytes_per_gpu", "flops_per_iteration", "bytes_communicated"),
     *("images_per_second", "days", "gpu_hours", "checkpoint_bytes"),
 }
 
 
-def plan(out: Path, *words: str) -> tuple[int, dict]:
-    status = main(["plan", COYO, *words, "--json", str(out / "plan.json")])
+def plan(out: Path, *words: str, recipe: str = COYO) -> tuple[int, dict]:
+    status = main(["plan", recipe, *words, "--json", str(out / "plan.json")])
     return status, json.loads((out / "plan.json").read_text())
 
 
@@ -53,9 +56,28 @@ def test_the_papers_run_on_64_gpus(tmp_path, capsys):
     assert all(len(line) <= 80 for line in out.splitlines())
 
 
+def test_an_edm_network_that_is_not_there_yet(tmp_path, capsys):
+    """Published, so known by its folder's name."""
+    status, found = plan(tmp_path, "--gpus", "16", recipe=IMAGENET)
+    assert (status, found["fits"]) == (0, True)
+    assert set(found) >= NAMES
+    assert found["parameters"]["unet"] == IMAGENET_PARAMETERS
+    parts = found["bytes_per_gpu"]
+    assert parts["text and autoencoder"] == 0
+    assert parts["averages"] == 3 * 4 * IMAGENET_PARAMETERS
+    # Without guidance and R1: what a student step and a critic step need, and no more.
+    assert found["unet_forwards"]["student"] < 5.4
+    assert found["unet_forwards"]["critic"] < 4.6
+    out = capsys.readouterr().out
+    assert "imagenet64_js: 16 x h100, ddp, batch 512 = 16 ranks x 2 x 16" in out
+    assert "parameters of the EDM network  295,899,267" in out
+    assert "text and autoencoder" not in out
+    assert all(len(line) <= 80 for line in out.splitlines())
+
+
 @pytest.fixture(scope="module")
 def planner() -> Planner:
-    return Planner(unet_config("small"), GPUS["h100"], gpus=64, node=8, share=0.4)
+    return Planner(sd_subject(unet_config("small")), GPUS["h100"], gpus=64, node=8, share=0.4)
 
 
 @pytest.mark.parametrize("backend", ["fsdp", "zero1", "zero2", "zero3"])
@@ -85,7 +107,21 @@ def test_a_plan_that_does_not_fit_says_what_would(tmp_path, capsys):
     [
         (["--gpus", "7"], "7 ranks of 1 micro-batches do not divide the global batch 1024"),
         (["--gpus", "8", "teacher.path=nowhere"], "nowhere: no config.json of a UNet"),
-        (["--gpus", "8", "teacher={kind: mixture2d}"], "only distillations of a pipeline"),
+        (["--gpus", "8", "teacher={kind: mixture2d}"], "only distillations of a pipeline or an"),
+        (["--gpus", "8", "teacher={kind: edm, path: gone}"], "gone: config.json: no such file"),
+        (["--gpus", "64", "parallel.backend=none"], "none is one process, but there are 64 GPUs"),
+        (["--gpus", "512"], "world_size: 512 does not divide lanes 256"),
+        (
+            ["--gpus", "8", "parallel.backend=fsdp", "parallel.shard_size=3"],
+            "parallel.shard_size: 3 does not divide the 8 ranks",
+        ),
+        (
+            ["--gpus", "8", "parallel.backend=fsdp", "optim.fake.kind=paged_adamw8bit"],
+            "paged_adamw8bit does not go with fsdp",
+        ),
+        (["--gpus", "8", "--share", "0"], "--share: 0: not above 0"),
+        (["--gpus", "8", "--share", "-0.4"], "--share: -0.4: not above 0"),
+        (["--gpus", "8", "--share", "nan"], "--share: nan: not above 0"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, capsys, words, message):
@@ -97,3 +133,23 @@ def test_mistakes_are_one_line(tmp_path, capsys, words, message):
 
 def test_the_gpus_on_the_command_line_are_those_that_are_known():
     assert set(GPU_NAMES) == set(GPUS)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [],
+        ["parallel.micro_batch=null", "parallel.accumulation=4"],
+        ["parallel={backend: fsdp, shard_size: 8, offload: true}"],
+        ["parallel={backend: zero2, micro_batch: 2}", "compute.checkpointing=full"],
+    ],
+)
+def test_what_would_fit_is_what_a_command_takes(fields):
+    """All that it changes stands there, and the recipe has nothing against it."""
+    tried = list(_variants(load_recipe(COYO, fields), 64))
+    assert len({tuple(words) for words in tried}) == len(tried) > 2
+    for words in tried:
+        changed = load_recipe(COYO, [*fields, *words])
+        assert all(word.partition("=")[0].count(".") for word in words)
+        if any("micro_batch" in word for word in words):
+            assert changed.parallel.accumulation == 1
