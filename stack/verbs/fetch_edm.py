@@ -6,17 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from stack.nets.edm_files import edm_config, import_edm
+from stack.nets.published import EDM_NETWORKS
 from stack.util.errors import UserError
 from stack.util.files import sha256_file
 from stack.verbs.fetch_file import download
 
 SOURCE = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained"
-PUBLISHED = (
-    "edm-cifar10-32x32-cond-vp",
-    "edm-cifar10-32x32-uncond-vp",
-    "edm-imagenet-64x64-cond-adm",
-)
-"""Folders' names that stand for NVIDIA's networks, each a pickle of that name there."""
+"""Where NVIDIA's networks lie, each a pickle of its name (``EDM_NETWORKS``)."""
 
 
 def fetch_edm(folder: Path) -> dict[str, Any]:
@@ -28,17 +24,17 @@ def fetch_edm(folder: Path) -> dict[str, Any]:
 
     Raises:
         UserError: no network, a folder or a pickle that is not of such a network, or a name that
-            is none of ``PUBLISHED``.
+            is none of ``EDM_NETWORKS``.
     """
     row: dict[str, Any] = {"what": "teacher", "path": str(folder), "folder": str(folder)}
     if folder.exists():
         edm_config(folder)
         print(f"teacher: {folder} is a folder: nothing to fetch")
         return row
-    if folder.name not in PUBLISHED:
+    if folder.name not in EDM_NETWORKS:
         raise UserError(
             f"teacher.path: {folder}: no such folder; stack import-edm makes it of one of NVIDIA's "
-            f"pickles, stack pretrain of pictures; by name there are {', '.join(PUBLISHED)}"
+            f"pickles, stack pretrain of pictures; by name there are {', '.join(EDM_NETWORKS)}"
         )
     url, pickle = f"{SOURCE}/{folder.name}.pkl", folder.with_name(f"{folder.name}.pkl")
     here = pickle.exists()
