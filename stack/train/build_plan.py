@@ -311,3 +311,5 @@ def _variants(recipe: DistillRecipe, gpus: int) -> Iterator[list[str]]:
         yield and_now(parallel__backend="fsdp")
     for kind in ("adamw8bit",) if fsdp else ("adamw8bit", "paged_adamw8bit"):
         yield and_now(optim__student__kind=kind, optim__fake__kind=kind)
+    if recipe.averages:
+        yield and_now(ema="0")  # Last, for it changes what is trained: the average is gone.
