@@ -25,7 +25,7 @@ from stack.nets.fingerprint import weights_fingerprint
 from stack.util.errors import UserError
 from stack.util.files import write_atomic
 
-_FORMAT = "stack-judge-1"
+_FORMAT = "stack-judge-2"  # The one entry of metadata: safetensors writes several in any order.
 _BATCH = 64
 _LEARNING_RATE = 4e-3
 
@@ -187,10 +187,10 @@ def save_judge(judge: Judge, path: str | Path) -> None:
         "names": judge.names,
         "size": judge.size,
         "accuracy": judge.accuracy,
-        "fingerprint": judge.trained_on,  # The name it has had in these files from the first.
+        "trained_on": judge.trained_on,
     }
     weights = {key: value.contiguous() for key, value in judge.state_dict().items()}
-    write_atomic(path, save(weights, {"format": _FORMAT, "judge": json.dumps(facts)}))
+    write_atomic(path, save(weights, {_FORMAT: json.dumps(facts)}))
 
 
 def load_judge(path: str | Path) -> Judge:
@@ -207,12 +207,11 @@ def load_judge(path: str | Path) -> Judge:
         raise UserError(f"{path}: no such file; train the judge first") from None
     except SafetensorError as error:
         raise UserError(f"{path}: not a safetensors file ({error}); train the judge anew") from None
-    if metadata.get("format") != _FORMAT:
-        found = metadata.get("format", "none")
-        raise UserError(f"{path}: format: not a judge's file ({found}); expected {_FORMAT}")
-    facts = json.loads(metadata["judge"])
+    if _FORMAT not in metadata:
+        raise UserError(f"{path}: format: not {_FORMAT}; train the judge anew")
+    facts = json.loads(metadata[_FORMAT])
     with torch.random.fork_rng(devices=[]):  # Layers are filled at random before they are read.
-        judge = Judge(trained_on=facts.pop("fingerprint"), **facts)
+        judge = Judge(**facts)
     judge.load_state_dict(weights)
     return judge.eval().requires_grad_(False)
 

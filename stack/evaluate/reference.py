@@ -35,7 +35,7 @@ from stack.util.errors import UserError
 from stack.util.files import sha256_file, write_atomic
 from stack.util.retry import reason
 
-_FORMAT = "stack-reference-1"
+_FORMAT = "stack-reference-2"  # The one entry of metadata: safetensors writes several in any order.
 _SUFFIXES = {".jpeg", ".jpg", ".png", ".webp"}
 _BATCH = 32
 _CHUNK = 256  # pictures in memory
@@ -88,7 +88,7 @@ class Reference:
         if self.features is not None:
             tensors["features"] = self.features
         facts = json.dumps(self.facts | {"count": self.count})
-        write_atomic(path, save(tensors, {"format": _FORMAT, "facts": facts}))
+        write_atomic(path, save(tensors, {_FORMAT: facts}))
 
 
 def folder_source(folder: str | Path) -> Source:
@@ -204,9 +204,9 @@ def load_reference(path: str | Path, extractor: KnownExtractor) -> Reference:
         raise UserError(f"{path}: no such file; give the real pictures it is to be of") from None
     except SafetensorError as error:
         raise UserError(f"{path}: not a safetensors file ({error}); make it anew") from None
-    if metadata.get("format") != _FORMAT:
-        raise UserError(f"{path}: format: not reference statistics; expected {_FORMAT}")
-    facts = json.loads(metadata["facts"])
+    if _FORMAT not in metadata:
+        raise UserError(f"{path}: format: not {_FORMAT}; delete it, and it is made anew")
+    facts = json.loads(metadata[_FORMAT])
     if facts["fingerprint"] != extractor.fingerprint:
         told = f"{facts['extractor']} ({facts['fingerprint'][:8]})"
         here = f"{extractor.name} ({extractor.fingerprint[:8]})"
