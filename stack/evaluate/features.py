@@ -208,7 +208,7 @@ def load_judge(path: str | Path) -> Judge:
     except SafetensorError as error:
         raise UserError(f"{path}: not a safetensors file ({error}); train the judge anew") from None
     if _FORMAT not in metadata:
-        raise UserError(f"{path}: format: not {_FORMAT}; train the judge anew")
+        raise UserError(f"{path}: format: not a judge's file, {_FORMAT}; train the judge anew")
     facts = json.loads(metadata[_FORMAT])
     with torch.random.fork_rng(devices=[]):  # Layers are filled at random before they are read.
         judge = Judge(**facts)
