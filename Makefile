@@ -47,7 +47,7 @@ ablations: $(VENV)/core  ## tables on digits, after make demo: divergences, norm
 	done
 
 test: $(VENV)/all  ## the quick suite
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile
 
 test-slow: $(VENV)/all  ## kills, several processes, the long ones
 	$(BIN)/pytest -m slow

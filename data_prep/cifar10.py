@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
-from data_prep.labelled import Labelled, labelled_shards
+from data_prep.labelled import labelled_shards
+from data_prep.parquet import read_parquet, row_of
+from data_prep.pictures import DamagedError, Picture, damage
 from stack.data.index import Manifest
-from stack.nets.edm_pickle import Call, load_inert
 from stack.util.errors import UserError
 from stack.util.files import sha256_file
+from stack.util.inert_pickle import Call, load_inert
 
 CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -38,14 +38,15 @@ _DTYPE = "numpy.dtype"
 _ALLOWED = frozenset({_ARRAY, _DTYPE, "numpy.ndarray"})
 """All that the published batches name."""
 
-Picture = Callable[[int], Labelled]
+Pictures = tuple[Callable[[int], Picture], int]
+"""The picture of a number, and how many there are."""
 
 
 def cifar10(
     source: Path,
     out: Path,
     *,
-    split: str = "train",
+    split: str | None = None,
     seed: int = 0,
     samples_per_shard: int = 1000,
     overwrite: bool = False,
@@ -56,15 +57,22 @@ def cifar10(
     the parquet says otherwise) and `json` (the class's name and a parquet's further columns).
 
     Args:
-        split: "train" or "test" of the batches; a parquet file is taken whole.
+        split: "train" or "test" of the batches, "train" if not given; a parquet file has none.
 
     Raises:
-        UserError: the source is neither, or holds something else than CIFAR-10 does.
+        UserError: the source is neither, or holds something else than CIFAR-10 does, or a part of
+            a parquet file is asked for.
     """
     if source.suffix == ".parquet":
+        if split:
+            raise UserError(
+                f"{source}: --split {split}: a parquet file is taken whole; leave --split out, and "
+                "give the file of the part that is wanted"
+            )
         picture, count = _from_parquet(source)
         origin = {"verb": "cifar10", "parquet": sha256_file(source)}
     else:
+        split = split or "train"
         files = _read_batches(source, BATCHES[split])
         picture, count = _from_batches(files, source)
         digest = hashlib.sha256(b"".join(files.values())).hexdigest()
@@ -86,30 +94,17 @@ def caption(label: int) -> str:
     return f"a photo of {'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
-def _from_parquet(path: Path) -> tuple[Picture, int]:
-    try:
-        table = pq.read_table(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: not a parquet file ({error})") from None
-    for name, suits, what in (
-        ("image", pa.types.is_binary, "bytes of image files"),
-        ("label", pa.types.is_integer, "integers"),
-    ):
-        if name not in table.column_names:
-            raise UserError(f"{path}: {name}: no such column ({table.column_names})")
-        if not suits(table.schema.field(name).type):
-            raise UserError(f"{path}: {name}: must be {what}")
+def _from_parquet(path: Path) -> Pictures:
+    table = read_parquet(path, ("image", "label"), optional=("text",))
     _check(table["label"].to_pylist(), str(path))
 
-    def picture(number: int) -> Labelled:
-        row = table.slice(number, 1).to_pylist()[0]
+    def picture(number: int) -> Picture:
+        row = row_of(table, number)
         image, label = row.pop("image"), row.pop("label")
         text = row.pop("text", None)
         key = f"{number:05d}" if row.get("id") is None else str(row["id"])
         told = caption(label) if text is None else text
-        return Labelled(key, image, label, told, {"class": CLASSES[label], **row})
+        return Picture(key, image, told, label, {"class": CLASSES[label], **row})
 
     return picture, len(table)
 
@@ -130,11 +125,15 @@ def _read_batches(source: Path, names: list[str]) -> dict[str, bytes]:
                 raise UserError(f"{source}: {name}: no such file; it is a part of CIFAR-10")
         return {name: (source / name).read_bytes() for name in names}
     try:
-        with tarfile.open(source) as tar:
-            return {name: _member(tar, f"{_FOLDER}/{name}", source).read() for name in names}
+        with damage(), tarfile.open(source) as tar:
+            files = {name: _member(tar, f"{_FOLDER}/{name}", source).read() for name in names}
+            # What compressed the tar put its checksum at the end.
+            while tar.fileobj and tar.fileobj.read(1 << 20):
+                continue
+            return files
     except FileNotFoundError:
         raise UserError(f"{source}: no such file or folder") from None
-    except (tarfile.TarError, EOFError) as error:
+    except DamagedError as error:
         raise UserError(
             f"{source}: neither a folder or tar of CIFAR-10's python batches nor a .parquet file "
             f"({error})"
@@ -148,17 +147,17 @@ def _member(tar: tarfile.TarFile, name: str, source: Path) -> IO[bytes]:
     return file
 
 
-def _from_batches(files: dict[str, bytes], source: Path) -> tuple[Picture, int]:
+def _from_batches(files: dict[str, bytes], source: Path) -> Pictures:
     parts = [_batch(data, f"{source}: {name}") for name, data in files.items()]
     pixels = np.concatenate([part for part, _ in parts])
     labels = [label for _, part in parts for label in part]
 
-    def picture(number: int) -> Labelled:
+    def picture(number: int) -> Picture:
         buffer = io.BytesIO()
         Image.fromarray(pixels[number].transpose(1, 2, 0)).save(buffer, "png")
         label = labels[number]
         about = {"class": CLASSES[label]}
-        return Labelled(f"{number:05d}", buffer.getvalue(), label, caption(label), about)
+        return Picture(f"{number:05d}", buffer.getvalue(), caption(label), label, about)
 
     return picture, len(labels)
 

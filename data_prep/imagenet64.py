@@ -12,7 +12,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from data_prep.labelled import Labelled, labelled_shards
+from data_prep.labelled import labelled_shards
+from data_prep.pictures import DamagedError, Picture, damage
 from stack.data.index import Manifest
 from stack.util.errors import UserError
 from stack.util.files import parse_json, sha256_file
@@ -31,30 +32,31 @@ def imagenet64(
     """Write the pictures of a folder or zip, in a random order fixed by `seed`, as shards.
 
     A sample has the picture's bytes as they are, `cls` (the class's number) and `json` (the
-    picture's name). One that cannot be read is left out, counted as `dropped`. Of a folder, names
-    and sizes and `dataset.json` stand for the content when a run is continued.
+    picture's name). One that cannot be read or decoded whole is left out, counted as `dropped`. Of
+    a folder, names and sizes and `dataset.json` stand for the content when a run is continued.
 
     Raises:
-        UserError: no such folder or zip, or a label is missing or no class.
+        UserError: no such folder or zip, or its list of files or labels is damaged, or a label is
+            missing or no class.
     """
     with ExitStack() as stack:
         if source.is_dir():
             read = _from_folder(source)
             digest = _listing(source)
         else:
-            read = stack.enter_context(_open(source)).read
+            read = _from_zip(stack.enter_context(_open(source)))
             digest = sha256_file(source)
         labels = _labels(read, source)
         names = list(labels)
 
-        def picture(number: int) -> Labelled:
+        def picture(number: int) -> Picture:
             name = names[number]
             try:
                 image = read(name)
-            except (KeyError, FileNotFoundError):
+            except FileNotFoundError:
                 raise UserError(f"{source}: {name}: in {LABELS}, but not there") from None
             key = name.rpartition(".")[0] or name
-            return Labelled(key, image, labels[name], about={"name": name})
+            return Picture(key, image, label=labels[name], about={"name": name})
 
         origin = {"verb": "imagenet64", "source": digest}
         return labelled_shards(
@@ -73,10 +75,12 @@ def _labels(read: Callable[[str], bytes], source: Path) -> dict[str, int]:
     path = f"{source}/{LABELS}"
     try:
         data = parse_json(read(LABELS), path)
-    except (KeyError, FileNotFoundError):
+    except FileNotFoundError:
         raise UserError(
             f"{path}: missing; it gives the class of each picture, as EDM's dataset_tool writes it"
         ) from None
+    except DamagedError as error:
+        raise UserError(f"{path}: cannot be read ({error}); restore the zip") from None
     rows = data.get("labels") if isinstance(data, dict) else None
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{path}: labels: must be a list of [name, class] pairs")
@@ -102,6 +106,16 @@ def _from_folder(folder: Path) -> Callable[[str], bytes]:
     return read
 
 
+def _from_zip(opened: zipfile.ZipFile) -> Callable[[str], bytes]:
+    def read(name: str) -> bytes:
+        if name not in opened.NameToInfo:
+            raise FileNotFoundError(name)
+        with damage():
+            return opened.read(name)
+
+    return read
+
+
 def _listing(folder: Path) -> str:
     """Hex SHA-256 of the names and sizes of a folder's files, and of its labels."""
     digest = hashlib.sha256()
@@ -115,8 +129,9 @@ def _listing(folder: Path) -> str:
 
 def _open(source: Path) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(source)
+        with damage():
+            return zipfile.ZipFile(source)
     except FileNotFoundError:
         raise UserError(f"{source}: no such folder or zip file") from None
-    except zipfile.BadZipFile as error:
+    except DamagedError as error:
         raise UserError(f"{source}: not a zip file ({error})") from None

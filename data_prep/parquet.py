@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
 
-from data_prep.shards import Sample, ShardFolder, Tally, sole_writer
+from data_prep.pictures import Picture, write_pictures
+from data_prep.shards import ShardFolder, sole_writer
 from stack.data.index import Manifest
 from stack.util.errors import UserError
 from stack.util.files import sha256_file
-from stack.util.progress import progress
 
 Row = dict[str, Any]
-
-_EXTENSION = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 
 
 def shards_from_parquet(
@@ -37,9 +31,17 @@ def shards_from_parquet(
 
     Columns `image` (bytes of a PNG, JPEG or WebP file) and `text` are needed; the others, and what
     `describe` adds, become the sample's json; `id`, if there is one, its key. A row whose image
-    cannot be read is left out, counted as `dropped`. The file is held in memory.
+    cannot be decoded is left out, counted as `dropped`. The file is held in memory.
     """
-    table = _read(parquet)
+    table = read_parquet(parquet, ("image", "text"))
+
+    def picture(number: int) -> Picture:
+        row = row_of(table, number)
+        image, text = row.pop("image"), row.pop("text")
+        key = f"{number:09d}" if row.get("id") is None else str(row["id"])
+        about = {**row, **describe({**row, "text": text})}
+        return Picture(key, image, text or "", about=about)
+
     origin = {
         "verb": "shards",
         "parquet": sha256_file(parquet),
@@ -48,66 +50,48 @@ def shards_from_parquet(
     }
     with sole_writer(out):
         folder = ShardFolder(out, origin, overwrite=overwrite)
-        return Manifest.read(out) if folder.finished else _write(folder, table, origin, describe)
+        if folder.finished:
+            return Manifest.read(out)
+        return write_pictures(folder, picture, len(table))
 
 
-def _write(
-    folder: ShardFolder, table: pa.Table, origin: dict[str, Any], describe: Callable[[Row], Row]
-) -> Manifest:
-    seed, samples_per_shard = origin["seed"], origin["samples_per_shard"]
-    order = np.argsort(np.random.Philox(key=seed).random_raw(len(table)), kind="stable")
-    with progress("shards", total=len(table), initial=folder.samples) as bar:
-        for number, start in enumerate(range(0, len(table), samples_per_shard)):
-            name = f"{number:06d}.tar"
-            part = order[start : start + samples_per_shard]
-            if name not in folder.entries:
-                tally = Tally()
-                rows = table.take(pa.array(part)).to_pylist()
-                folder.write(name, _samples(rows, part, describe, tally), tally)
-                bar.advance(len(part))
-    return folder.finish()
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
-def _read(parquet: Path) -> pa.Table:
+_KINDS: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
+    "image": (pa.types.is_binary, "bytes of image files"),
+    "label": (pa.types.is_integer, "integers"),
+    "text": (_is_text, "strings"),
+}
+"""What suits a column, and how to say it."""
+
+
+def read_parquet(path: Path, needed: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
+    """A parquet file whose columns, `image`, `label` or `text`, are of the kinds that they must be.
+
+    Raises:
+        UserError: no such file, no parquet, no rows, a needed column is missing, or one of either
+            list is of another kind.
+    """
     try:
-        table = pq.read_table(parquet)
+        table = pq.read_table(path)
     except FileNotFoundError:
-        raise UserError(f"{parquet}: no such file") from None
+        raise UserError(f"{path}: no such file") from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{parquet}: not a parquet file ({error})") from None
-    for column in ("image", "text"):
-        if column not in table.column_names:
-            raise UserError(f"{parquet}: {column}: no such column ({table.column_names})")
-    if not pa.types.is_binary(table.schema.field("image").type):
-        raise UserError(f"{parquet}: image: must be bytes of image files")
-    kind = table.schema.field("text").type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise UserError(f"{parquet}: text: must be strings, not {kind}")
+        raise UserError(f"{path}: not a parquet file ({error})") from None
+    for name in needed:
+        if name not in table.column_names:
+            raise UserError(f"{path}: {name}: no such column ({table.column_names})")
+    for name in (*needed, *optional):
+        suits, what = _KINDS[name]
+        if name in table.column_names and not suits(kind := table.schema.field(name).type):
+            raise UserError(f"{path}: {name}: must be {what}, not {kind}")
     if not len(table):
-        raise UserError(f"{parquet}: holds no rows")
+        raise UserError(f"{path}: holds no rows")
     return table
 
 
-def _samples(
-    rows: list[Row], numbers: np.ndarray, describe: Callable[[Row], Row], tally: Tally
-) -> Iterator[Sample]:
-    for number, row in zip(numbers.tolist(), rows, strict=True):
-        image, text = row.pop("image"), row.pop("text")
-        key = f"{number:09d}" if row.get("id") is None else str(row["id"])
-        try:
-            with Image.open(io.BytesIO(image)) as opened:
-                extension = _EXTENSION[str(opened.format)]
-                tally.sizes[f"{opened.width}x{opened.height}"] += 1
-        except (UnidentifiedImageError, KeyError, TypeError):
-            tally.counts["dropped"] += 1
-            continue
-        about = {**row, **describe({**row, "text": text})}
-        yield (
-            # A dot would end the key, a slash would make a folder.
-            key.replace(".", "_").replace("/", "_"),
-            {
-                extension: image,
-                "txt": (text or "").encode(),
-                "json": json.dumps(about, ensure_ascii=False, default=str).encode(),
-            },
-        )
+def row_of(table: pa.Table, number: int) -> Row:
+    """One row by the names of its columns."""
+    return table.slice(number, 1).to_pylist()[0]

@@ -3,7 +3,8 @@
 # when its training ends. README.md explains the variables.
 
 set -uo pipefail
-trap : TERM USR1 # The steps stop and save; this shell lives on to put the job back.
+signalled=0 late=0
+trap signalled=1 TERM USR1 # The steps stop and save; this shell lives on to put the job back.
 
 fail() {
     echo "error: $*" >&2
@@ -49,7 +50,12 @@ esac
 
 # On the disk of each node: temporary files, and what compilers make, for all jobs of a user.
 export TMPDIR=$LOCAL_SCRATCH LOCAL_CACHES=$LOCAL_SCRATCH/f-distill-$UID
-mkdir -p "$TMPDIR" || fail "LOCAL_SCRATCH: $LOCAL_SCRATCH: cannot be made"
+make=(mkdir -p "$TMPDIR")
+if ((${#SRUN_BOX[@]})); then # pyxis mounts it, on every node, before anything runs there.
+    make=(srun --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --overlap
+        bash -c 'trap "" TERM USR1; exec "$@"' - "${make[@]}")
+fi
+"${make[@]}" || fail "LOCAL_SCRATCH: $LOCAL_SCRATCH: cannot be made"
 export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$LOCAL_CACHES/triton}
 export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$LOCAL_CACHES/inductor}
 export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$LOCAL_CACHES/extensions}
@@ -86,34 +92,67 @@ once() {
     fi
 }
 
-# to_the_end COMMAND...: run it on the first node; when the job's time is nearly over, which Slurm
-# tells this shell (--signal=B:USR1@...), put the job back. What was written stays.
-to_the_end() {
-    local child status signalled=1
-    trap signalled=1 TERM
-    trap 'signalled=1; echo "the time is up; put back" >&2; patiently put_back' USR1
-    once "$@" &
+# outlast COMMAND...: run it and wait for its end, whatever signals this shell gets meanwhile; its
+# status, or 143 if the clock rang first.
+outlast() {
+    local child status
+    "$@" &
     child=$!
-    while ((signalled)); do # A signal ends the waiting, not what is waited for.
+    while :; do # A signal ends the waiting, not what is waited for.
         signalled=0
         wait "$child"
         status=$?
+        ((late && signalled)) && return 143
+        ((signalled)) || return "$status"
     done
-    trap : TERM USR1
+}
+
+# to_the_end COMMAND...: run it on the first node; when the job's time is nearly over, which Slurm
+# tells this shell (--signal=B:USR1@...), put the job back. What was written stays.
+to_the_end() {
+    local status
+    trap 'signalled=1; echo "the time is up" >&2; unnoted && patiently put_back' USR1
+    outlast once "$@"
+    status=$?
+    trap signalled=1 USR1
     return "$status"
 }
 
+# clock: rings (SIGALRM) in this shell in the last minute of the job's time, which may be changed.
+clock() {
+    local left part='([0-9]+)'
+    while :; do
+        left=$(squeue -h -o %L -j "$SLURM_JOB_ID")
+        if [[ ${left/INVALID/0:0} =~ ^($part-)?($part:)?$part:$part$ ]]; then # Not UNLIMITED.
+            left=$((10#0${BASH_REMATCH[2]} * 24 + 10#0${BASH_REMATCH[4]}))
+            left=$(((left * 60 + 10#${BASH_REMATCH[5]}) * 60 + 10#${BASH_REMATCH[6]}))
+            ((left > 60)) || kill -ALRM $$
+        fi
+        sleep 15
+    done 2> /dev/null
+}
+
 # ranks LOGS COMMAND...: run it as one task a rank, each with a log and its status in a folder.
+# In the last minute of the job's time it waits for them no longer; then late is 1.
 ranks() {
+    local status clock
     export LOGS=$1
     shift
     mkdir -p "$LOGS" || fail "$LOGS: cannot be made"
     echo "$(date -Is) job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $SLURM_NTASKS ranks, logs in $LOGS"
     # Once a rank has ended, the others have GRACE seconds to say why and end; then they are killed.
     # Killed at once (HASTE), they could not tell.
-    srun --kill-on-bad-exit="${HASTE:-0}" --wait="${GRACE:-60}" \
+    trap 'signalled=1 late=1' ALRM
+    clock &
+    clock=$!
+    outlast srun --kill-on-bad-exit="${HASTE:-0}" --wait="${GRACE:-60}" \
         --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --output="$LOGS/rank-%t.log" \
         "${SRUN_BOX[@]}" bash slurm/rank.sh "${BOX[@]}" "$@"
+    status=$?
+    { kill "$clock" && wait "$clock"; } 2> /dev/null # Without bash's word that it was ended.
+    trap '' ALRM
+    ((late)) && echo "the time is nearly over, and ranks have not ended" >&2
+    return "$status"
 }
 
 # settle RECIPE [field=value...]: find the run's folder, OUT, and what to say of it, FIELDS.
@@ -127,7 +166,7 @@ settle() {
     done
     FIELDS=()
     [[ -n ${TEACHER:-} ]] && FIELDS+=("teacher.path=$TEACHER")
-    [[ -n ${DATA:-} ]] && FIELDS+=("data.folders=[$DATA]")
+    [[ -n ${DATA:-} ]] && FIELDS+=("data.folders=['${DATA//\'/\'\'}']") # As YAML quotes it.
     FIELDS+=("$@" "out=$OUT")
 }
 
@@ -135,7 +174,12 @@ settle() {
 
 # train RECIPE [field=value...]: distil on all ranks, on from where an earlier job came to.
 train() {
-    local recipe=$1
+    local recipe=$1 field
+    for field in "${@:2}"; do
+        [[ $field =~ ^[a-z][a-z0-9_.]*= ]] ||
+            fail "$field: not field=value, and every start would do it again; to go on from an" \
+                "earlier checkpoint, move the later ones out of OUT/checkpoints"
+    done
     settle "$@"
     work "$OUT" python -m stack distill "$recipe" "${FIELDS[@]}" --resume
 }
@@ -143,21 +187,28 @@ train() {
 # work NOTES COMMAND...: run it on all ranks, with logs in OUT; then put the job back into the
 # queue, if it was stopped or lost a rank, and makes progress, which the folder NOTES tells.
 work() {
-    local notes=$1 logs=$OUT/logs/$SLURM_JOB_ID-$RESTART status STATE=""
+    local notes=$1 logs=$OUT/logs/$SLURM_JOB_ID-$RESTART status decided STATE=""
     local limits=(--max-crashes "${MAX_CRASHES:-3}" --max-stops "${MAX_STOPS:-20}")
     shift
-    once python -m stack job begin "$notes" "${limits[@]}" || exit 2
+    patiently ask "$notes"
+    if ! patiently note begin "$notes" "${limits[@]}"; then
+        unnoted && back_and_exit 1
+        exit 1
+    fi
+    ((decided)) && exit "$decided"
     ranks "$logs" "$@"
     status=$?
     tell "$logs"
-    patiently look
+    if ((late)); then look; else patiently look; fi
+    ((late)) && [[ $STATE == RUNNING ]] && STATE=LATE
     local how=(--status "$status" --ranks "$logs" "${limits[@]}")
-    if once python -m stack job end "$notes" "${how[@]}" --state "$STATE"; then
-        if patiently put_back; then
-            for _ in {1..120}; do sleep 1; done # Until Slurm ends this shell.
-            exit "$status"
+    if patiently note end "$notes" "${how[@]}" --state "$STATE"; then
+        if ((decided == 0)); then
+            back_and_exit "$status"
+            note end "$notes" "${how[@]}" --state REFUSED
         fi
-        once python -m stack job end "$notes" "${how[@]}" --state REFUSED
+    elif ((status)) && unnoted; then
+        back_and_exit "$status"
     fi
     exit "$status"
 }
@@ -165,6 +216,7 @@ work() {
 # doctor RECIPE [field=value...]: stack doctor on all ranks; its findings are the job's output.
 doctor() {
     local recipe=$1 logs status
+    local GRACE=300 # Its first rank waits for the others, says who is missing, and ends.
     settle "$@"
     logs=$OUT/logs/$SLURM_JOB_ID-doctor
     ranks "$logs" python -m stack doctor "$recipe" "${FIELDS[@]}"
@@ -180,13 +232,41 @@ tell() {
         sort | uniq -c | sort -rn | head -5 >&2
 }
 
+# ask NOTES: which jobs that a run's notes tell of Slurm has no more, for `stack job begin`.
+ask() {
+    local noted had
+    noted=$(grep -oE '"job": "[0-9]+"' "$1/jobs.jsonl" 2> /dev/null | grep -oE '[0-9]+' | sort -u)
+    # shellcheck disable=SC2086 # Several. This one is among them: of none it knows, it would fail.
+    had=$(squeue -h -o %A -j "$(printf '%s,' $noted)$SLURM_JOB_ID") || return 1
+    JOBS_GONE=$(comm -23 <(echo "$noted") <(sort <<< "$had"))
+    export JOBS_GONE
+}
+
+# note PART...: `stack job PART`, whatever signals come, also where it is a step of Slurm's. What it
+# says, 0 or 2, goes into decided; it fails if it could not say.
+note() {
+    once bash -c 'trap "" TERM USR1; exec "$@"' - python -m stack job "$@"
+    decided=$?
+    ((decided == 0 || decided == 2))
+}
+
+# unnoted: whether a job may be put back that has no notes on its starts. (Where a trap may call
+# it, a function returns a number: without one, bash returns what came before the trap.)
+unnoted() {
+    ((RESTART < ${MAX_STOPS:-20})) && return 0
+    echo "error: job $JOB: has begun anew $RESTART times (MAX_STOPS); submit it again" >&2
+    return 1
+}
+
 # look: what Slurm has of this job; its state into STATE, which is not RUNNING any more where Slurm
-# is ending it (scancel). Slurm begins a job anew whose first node it takes for lost, though this
-# shell may live on there: then it goes without a word, or it would put back the new start.
+# is ending it (scancel), and TIMEOUT where that is for its time, after which it takes it back. Slurm
+# begins a job anew whose first node it takes for lost, though this shell may live on there: then it
+# goes without a word, or it would put back the new start.
 look() {
     local told
-    told=$(scontrol show job -o "$JOB") || return
+    told=$(scontrol show job -o "$JOB") || return 1
     [[ $told =~ \ JobState=([A-Z_]+) ]] && STATE=${BASH_REMATCH[1]}
+    [[ $told == *\ Reason=TimeLimit\ * ]] && STATE=TIMEOUT
     if [[ $told =~ \ Restarts=([0-9]+) && ${BASH_REMATCH[1]} != "$RESTART" ]] ||
         [[ $told =~ \ BatchHost=([^ ]+) && ${BASH_REMATCH[1]} != "$SLURMD_NODENAME" ]]; then
         echo "job $JOB has begun anew without this node; its start $RESTART goes" >&2
@@ -199,11 +279,18 @@ put_back() {
     look && scontrol requeue "$JOB"
 }
 
+# back_and_exit STATUS: put the job back and leave; returns if Slurm does not take it.
+back_and_exit() {
+    patiently put_back || return 1
+    for _ in {1..120}; do sleep 1; done # Until Slurm ends this shell.
+    exit "$1"
+}
+
 # patiently COMMAND...: again for two minutes while it fails: Slurm's controller is away at times.
 patiently() {
     local try
     for try in 1 2 3 4 5; do
-        "$@" && return
+        "$@" && return 0
         ((try < 5)) && sleep "${REQUEUE_PAUSE:-30}"
     done
     return 1

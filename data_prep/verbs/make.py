@@ -88,12 +88,15 @@ def add_cifar10(add: Add) -> None:
         _cifar10,
         "CIFAR-10's pictures and classes into shards",
         "Write CIFAR-10 as shards with 'cls', in random order: from the Python batches (folder or "
-        ".tar.gz), or from a parquet file with the columns image (bytes) and label.",
+        ".tar.gz), or from a parquet file with the columns image (bytes) and label. "
+        "Unreadable images are left out, counted.",
     )
     verb.add_argument("source", metavar="SOURCE", type=Path, help="batches, or a parquet file")
     verb.add_argument("out", metavar="OUT", type=Path, help="new folder of shards")
     verb.add_argument(
-        "--split", choices=("train", "test"), default="train", help="of the batches (%(default)s)"
+        "--split",
+        choices=("train", "test"),
+        help="of the batches (train); a parquet file is taken whole, and has no --split",
     )
     add_order(verb)
 
@@ -114,7 +117,7 @@ def add_imagenet64(add: Add) -> None:
         _imagenet64,
         "ImageNet at 64 pixels, as EDM's dataset tool makes it, into shards",
         "Write pictures and classes as shards with 'cls', in random order, from a folder or zip "
-        "with a dataset.json that lists the classes.",
+        "with a dataset.json that lists the classes. Unreadable images are left out, counted.",
     )
     verb.add_argument("source", metavar="SOURCE", type=Path, help="folder or zip")
     verb.add_argument("out", metavar="OUT", type=Path, help="new folder of shards")

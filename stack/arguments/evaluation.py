@@ -49,7 +49,9 @@ def add_evaluate(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace]
     verb.add_argument("--seed", type=int, default=0, help="of prompts and noise (default 0)")
     _add_sampling(verb)
     _add_parts(verb)
-    verb.add_argument("--out", type=Path, metavar="FOLDER", help="(default RUN/evaluations)")
+    verb.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="of results (default RUN/evaluations)"
+    )
     verb.add_argument("--processes", type=positive, help="ranks (default: recipe's, or 1)")
     json_option(verb)
     return _evaluate
@@ -101,11 +103,16 @@ def _evaluate(args: argparse.Namespace) -> int:
         recipe: Any = stored_recipe(args.run)
         processes, backend = recipe.parallel.processes, recipe.parallel.backend
         timeout, device = recipe.parallel.timeout, recipe.device
-        wanted = getattr(recipe, "evaluation", None)
+        if recipe.job != "distill":
+            raise UserError(
+                f"{args.run}: job: {recipe.job}: a run of stack pretrain; evaluate the teacher in "
+                f"it: {Path(args.run) / 'teacher'} --suite NAME"
+            )
+        wanted = recipe.evaluation
     suite = args.suite or (wanted.suite if wanted else None)
     if suite is None:
         raise UserError(f"{args.run}: not a run folder; a pipeline needs --suite")
-    out = args.out or (Path(args.run) / "evaluations" if is_run else _beside(args.run))
+    out = args.out or _place(args.run, is_run, args.revision)
     processes = args.processes or processes
 
     def work() -> int:
@@ -145,9 +152,16 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _beside(pipeline: str) -> Path:
-    """Where results of a pipeline go: its own folder stays as it is."""
-    return Path("runs") / "evaluations" / Path(pipeline).name
+def _place(target: str, is_run: bool, revision: str | None) -> Path:
+    """Where results go: of a run into its folder, of a pipeline beside its own folder, which stays
+    as it is, of what is in the hub under its whole name. No two models share a place."""
+    if is_run:
+        return Path(target) / "evaluations"
+    folder = Path(target)
+    if folder.exists():
+        named = folder if folder.name not in ("", "..") else folder.resolve()
+        return named.parent / "evaluations" / named.name
+    return Path("runs") / "evaluations" / (f"{target}@{revision}" if revision else target)
 
 
 def add_train_judge(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:

@@ -84,23 +84,28 @@ def _add_step(parts: Any) -> None:
         metavar=("A", "B"),
         help="two settings by turns, each field=value or several with spaces in quotes",
     )
-    step.add_argument("--profile", type=Path, metavar="FILE", help="a trace of one joint step")
+    step.add_argument(
+        "--profile",
+        type=Path,
+        metavar="FILE",
+        help="a trace of one joint step, of A's with --compare",
+    )
     json_option(step)
     step.set_defaults(bench=_bench_step)
 
 
 def _bench_step(args: argparse.Namespace) -> int:
-    from stack.verbs.bench_step import bench_step
+    from stack.verbs.bench_step import Setting, bench_step
     from stack.verbs.plan import subject_of
 
-    recipes = []
+    settings = []
     for text in args.compare or [""]:
         words = [*args.overrides, *text.split()]
         changed = argparse.Namespace(recipe=args.recipe, overrides=words, verb=args.verb)
-        recipes.append((text or "step", load(changed, "distill")))
-    subject = subject_of(recipes[0][1], args.unet)
+        recipe = load(changed, "distill")
+        settings.append(Setting(text or "step", recipe, subject_of(recipe, args.unet)))
     options = {"batch": args.batch, "repeats": args.repeats, "profile": args.profile}
-    bench_step(recipes, subject, **options, json_file=args.json)
+    bench_step(settings, **options, json_file=args.json)
     return 0
 
 

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from stack.config.sections import Count, Section
+from stack.config.evaluation import Measure
+from stack.config.sections import Count, Positive, Section
 from stack.util.errors import UserError
 
 Overrides = Annotated[list[str], Field(default_factory=list)]
-Option = str | int | float | bool
+Comparison = Literal["ratio", "difference"]
+Measured = Literal[Measure, "caption_accuracy", "mode_tv"]
+
+_LOGGED = re.compile(r"log:([^@\s]+)(?:@(0?\.\d*[1-9]\d*|1(?:\.0*)?))?")
+_TEACHERS = ("teacher", "teacher_ode", "teacher_sde")
+_OF_A_MODEL = (
+    *get_args(Measured),
+    *("nfe", "latency_seconds", "images_per_second", "intervals"),
+)
+"""In evaluation.json, of student and teacher; hps_STYLE too."""
+_OF_ALL = ("speedup", "real_halves_frechet_distance", "judge", "classifier", "reference")
+"""In evaluation.json, besides the models."""
 
 
 class Variant(Section):
@@ -24,6 +38,77 @@ class Variant(Section):
     """Another recipe than the plan's, relative to the plan's file."""
     set: Overrides
     """Overrides of recipe fields."""
+
+
+class Evaluated(Section):
+    """Options of ``stack evaluate``, which says what they are; what is unset is as there."""
+
+    suite: str | None = None
+    subset: Positive | None = None
+    samples: Positive | None = None
+    seed: int | None = None
+    teacher: Literal["ode", "sde", "none"] | None = None
+    steps: Positive | None = None
+    guidance: float | None = None
+    batch: Positive | None = None
+    revision: str | None = None
+    device: str | None = None
+    bf16: bool | None = None
+    prompts: str | None = None
+    reference: str | None = None
+    resolution: Positive | None = None
+    measure: Measured | None = None
+    inception: str | None = None
+    clip: str | None = None
+    dino: str | None = None
+    hps: str | None = None
+    hps_tokenizer: str | None = None
+    classifier: str | None = None
+    out: str | None = None
+    processes: Positive | None = None
+
+
+class Metric(Section):
+    """One figure of the tables."""
+
+    at: str
+    """Where it is: a dotted name in evaluation.json (student.frechet_distance); log:NAME, the last
+    value of a logged figure; or log:NAME@SHARE, its mean over that share of its logged rows at the
+    end (log:loss/gap@0.25: the last quarter)."""
+    compare: Comparison | None = None
+    """How it is compared with a baseline's; the plan's if unset. A difference for what can be 0."""
+
+    @property
+    def logged(self) -> tuple[str, float | None] | None:
+        """Name in the log, and the share of rows or None; None where it is in evaluation.json."""
+        found = _LOGGED.fullmatch(self.at)
+        return (found[1], float(found[2]) if found[2] else None) if found else None
+
+    @field_validator("at")
+    @classmethod
+    def _form(cls, at: str) -> str:
+        if at.startswith("log:"):
+            found = _LOGGED.fullmatch(at)
+            if not found:
+                raise ValueError(f"{at}: must be log:NAME, or log:NAME@SHARE with 0 < SHARE <= 1")
+            if found[1].startswith("levels/"):
+                raise ValueError(f"{at}: a table, not a number; name another logged figure")
+            return at
+        model, _, figure = at.partition(".")
+        name = figure.partition(".")[0]
+        if model not in ("student", *_TEACHERS):
+            _known(at, model, ("student", *_TEACHERS, *_OF_ALL))
+        elif not name.startswith("hps_"):
+            _known(at, name, _OF_A_MODEL)
+        return at
+
+
+def _known(at: str, part: str, names: Iterable[str]) -> None:
+    names = tuple(names)
+    if part not in names:
+        near = difflib.get_close_matches(part, names, 1)
+        remedy = f"did you mean {near[0]}?" if near else f"must be one of {', '.join(names)}"
+        raise ValueError(f"{at}: {part!r} is not in an evaluation.json; {remedy}")
 
 
 class Plan(Section):
@@ -44,13 +129,13 @@ class Plan(Section):
     baseline: list[dict[str, str]]
     """What a cell is compared with: itself with these values of these axes. Several, as a list,
     are compared with one by one."""
-    evaluate: dict[str, Option] | None = Field(default_factory=dict)
+    evaluate: Evaluated | None = Evaluated()
     """Options of stack evaluate, such as samples: 5000; null: do not evaluate."""
-    metrics: dict[str, str] = Field(min_length=1)
-    """Title -> where it is: a dotted name in evaluation.json (student.frechet_distance), or
-    log:NAME, the last value of a logged figure."""
-    compare: Literal["ratio", "difference"] = "ratio"
-    """How a cell is compared with its baseline, seed by seed."""
+    metrics: dict[str, Metric] = Field(min_length=1)
+    """Title -> where it is (student.frechet_distance, log:NAME, log:NAME@SHARE), or a mapping of
+    that (at) and of how it is compared (compare)."""
+    compare: Comparison = "ratio"
+    """How a cell is compared with its baseline, seed by seed, unless a metric says otherwise."""
     interval: Literal["t", "bootstrap"] = "t"
     """95 % over seeds: Student's t (of the logarithms, for ratios), or percentiles of resamples."""
 
@@ -68,6 +153,25 @@ class Plan(Section):
             if isinstance(values, dict)
             else values
             for axis, values in axes.items()
+        }
+
+    @field_validator("evaluate", mode="before")
+    @classmethod
+    def _dashes(cls, options: object) -> object:
+        """Names may be written as on the command line."""
+        if not isinstance(options, dict):
+            return options
+        return {str(name).replace("-", "_"): value for name, value in options.items()}
+
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def _places(cls, metrics: object) -> object:
+        """A metric may be where it is."""
+        if not isinstance(metrics, dict):
+            return metrics
+        return {
+            title: {"at": metric} if isinstance(metric, str) else metric
+            for title, metric in metrics.items()
         }
 
     @field_validator("baseline", mode="before")
@@ -94,6 +198,30 @@ class Plan(Section):
         if twice:
             raise ValueError(f"axes: two cells would be in {min(twice)}; rename a value")
         return self
+
+    @model_validator(mode="after")
+    def _there(self) -> Plan:
+        """What is looked at is made."""
+        for title, metric in self.metrics.items():
+            if metric.logged:
+                continue
+            if self.evaluate is None:
+                raise ValueError(f"metrics: {title}: {metric.at}: evaluate is null; set options")
+            of_teacher = metric.at.partition(".")[0] in (*_TEACHERS, "speedup")
+            if of_teacher and self.evaluate.teacher == "none":
+                raise ValueError(
+                    f"metrics: {title}: {metric.at}: needs the teacher; evaluate.teacher is none"
+                )
+        return self
+
+    @property
+    def options(self) -> dict[str, Any] | None:
+        """Of stack evaluate, as given; None: do not evaluate."""
+        return self.evaluate.model_dump(exclude_none=True) if self.evaluate else None
+
+    def compared(self) -> dict[str, Comparison]:
+        """How each metric is."""
+        return {title: metric.compare or self.compare for title, metric in self.metrics.items()}
 
     def cells(self) -> list[tuple[str, ...]]:
         """Every combination of one value per axis, in the file's order."""
@@ -136,7 +264,20 @@ def load_plan(path: Path) -> Plan:
     try:
         return Plan.model_validate(raw)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"{path}: {field}: {message}" if field else f"{path}: {message}") from None
+        raise UserError(f"{path}: {_explain(error)}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    """The first field at fault, what is wrong with it, and what it was."""
+    first = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "value_error":
+        return f"{field}: {first['ctx']['error']}" if field else str(first["ctx"]["error"])
+    if first["type"] == "extra_forbidden":
+        if field.startswith("evaluate."):
+            known, told = Evaluated.model_fields, "not an option of stack evaluate"
+        else:
+            known, told = Plan.model_fields, "unknown field"
+        near = difflib.get_close_matches(field.rpartition(".")[2], known, 1)
+        return f"{field}: {told}; {f'did you mean {near[0]}?' if near else 'take it out'}"
+    return f"{field}: {first['msg'][0].lower()}{first['msg'][1:]} (got {first['input']!r})"

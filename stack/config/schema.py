@@ -196,8 +196,9 @@ class DistillRecipe(Recipe):
     compute: Compute = Compute()
     optim: Optim
     init_from: str | None = None
-    """Run folder, or one of its checkpoints/step-*: student, fake score and heads start from its
-    weights (another divergence's, say) instead of the teacher's; nothing else is taken over."""
+    """Run folder that has ended, or any of its checkpoints/step-*: student, fake score and heads
+    start from its weights (another divergence's, say) instead of the teacher's; nothing else is
+    taken over."""
     ema: Fraction = 0.9999
     """Decay of the student's average, which is what is evaluated and exported; 0 for none [F]."""
     ema_also: list[Fraction] = Field(default=[])

@@ -140,7 +140,8 @@ class Parallel(Section):
     """Seconds after which a rank that waits for another gives up."""
     watchdog: Weight = Field(default=480.0, json_schema_extra=OPERATIONAL)
     """Seconds without an iteration after which a rank writes the stacks of its threads to its log
-    and ends; below timeout, so that every rank tells where it was. 0: never."""
+    and ends; below timeout, so that every rank tells where it was. Ten times as many in what is no
+    iteration. 0: never."""
 
     @model_validator(mode="after")
     def _fits(self) -> Parallel:

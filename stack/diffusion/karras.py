@@ -46,6 +46,7 @@ class KarrasSchedule:
         rho: float = RHO,
     ) -> None:
         self.sigmas = karras_sigmas(steps, sigma_min, sigma_max, rho).flip(0)
+        self._tables: dict[torch.device, Tensor] = {}
 
     @property
     def steps(self) -> int:
@@ -72,7 +73,10 @@ class KarrasSchedule:
     def _at(self, t: Tensor) -> Tensor:
         if t.is_floating_point():
             raise TypeError(f"times are integers, got {t.dtype}")
-        return self.sigmas.to(t.device)[t]
+        table = self._tables.get(t.device)
+        if table is None:  # Once for a device: a GPU waits for what is copied to it.
+            table = self._tables[t.device] = self.sigmas.to(t.device)
+        return table[t]
 
 
 class Scales(NamedTuple):

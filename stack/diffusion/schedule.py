@@ -45,14 +45,28 @@ class DiscreteSchedule:
     def __init__(self, alphas_cumprod: Tensor) -> None:
         """Args: alphas_cumprod: (T,) the products of 1 - beta, which are alpha(t)^2."""
         self.alphas_cumprod = alphas_cumprod.double()
+        self._tables: dict[torch.device, Tensor] = {}
 
     @classmethod
     def scaled_linear(
         cls, beta_start: float = SD_BETAS[0], beta_end: float = SD_BETAS[1], steps: int = 1000
     ) -> DiscreteSchedule:
         """Betas linear in their square root; the defaults are Stable Diffusion v1.5's."""
-        betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64) ** 2
-        return cls(torch.cumprod(1 - betas, dim=0))
+        return cls.of_betas(
+            torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64) ** 2
+        )
+
+    @classmethod
+    def of_betas(cls, betas: Tensor) -> DiscreteSchedule:
+        """Args: betas: (T,) of each time."""
+        return cls(torch.cumprod(1 - betas.double(), dim=0))
+
+    def zero_snr(self) -> DiscreteSchedule:
+        """alpha moved and scaled to end at 0 and to begin where it does (Lin et al., "Common
+        diffusion noise schedules and sample steps are flawed", arXiv 2305.08891, algorithm 1)."""
+        alpha = self.alphas_cumprod.sqrt()
+        first, last = alpha[0], alpha[-1]
+        return DiscreteSchedule(((alpha - last) * (first / (first - last))).square())
 
     @property
     def steps(self) -> int:
@@ -80,7 +94,10 @@ class DiscreteSchedule:
     def _at(self, t: Tensor) -> Tensor:
         if t.is_floating_point():
             raise TypeError(f"times are integers, got {t.dtype}")
-        return self.alphas_cumprod.to(t.device)[t]
+        table = self._tables.get(t.device)
+        if table is None:  # Once for a device: a GPU waits for what is copied to it.
+            table = self._tables[t.device] = self.alphas_cumprod.to(t.device)
+        return table[t]
 
 
 _BETAS = {"scaled_linear": DiscreteSchedule.scaled_linear}
@@ -94,8 +111,31 @@ def schedule_from_config(config: dict, source: str) -> DiscreteSchedule:
         source: its name, for errors.
 
     Raises:
-        UserError: a beta schedule this project does not know.
+        UserError: a beta schedule this project does not know, betas that are not one for each
+            time, or alpha = 0 where the network predicts anything but v: x0 = (x_t - sigma eps) /
+            alpha, and an x0 that is predicted has no other target.
     """
+    schedule = _trained(config, source) if config.get("trained_betas") else _named(config, source)
+    if config.get("rescale_betas_zero_snr"):
+        schedule = schedule.zero_snr()
+    predicts = config.get("prediction_type", "epsilon")
+    if predicts != "v_prediction" and not schedule.alphas_cumprod.all():
+        raise UserError(
+            f"{source}: prediction_type: {predicts!r} does not go with a schedule whose alpha ends "
+            "at 0 (rescale_betas_zero_snr); take a teacher that predicts v"
+        )
+    return schedule
+
+
+def _trained(config: dict, source: str) -> DiscreteSchedule:
+    """Betas that a file lists come before its beta_schedule, as in diffusers."""
+    betas, steps = config["trained_betas"], config["num_train_timesteps"]
+    if len(betas) != steps:
+        raise UserError(f"{source}: trained_betas: {len(betas)} of num_train_timesteps = {steps}")
+    return DiscreteSchedule.of_betas(torch.tensor(betas, dtype=torch.float64))
+
+
+def _named(config: dict, source: str) -> DiscreteSchedule:
     name = config.get("beta_schedule")
     if name not in _BETAS:
         raise UserError(f"{source}: beta_schedule: {name!r} is not one of {', '.join(_BETAS)}")

@@ -82,8 +82,8 @@ def load_dino(folder: str | Path, *, device: torch.device | str = "cpu") -> Dino
     kind = read_json(folder / "config.json").get("model_type")
     if kind not in _KINDS:
         raise UserError(f"{folder}/config.json: model_type: {kind!r} is not {' or '.join(_KINDS)}")
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(f"{folder}: *.safetensors: missing; get the model again with them")
+    if not any(folder.glob("model.safetensors*")):
+        raise UserError(f"{folder}/model.safetensors: missing; get the model again with them")
     prepared = read_json(folder / "preprocessor_config.json")
     resized = _side(prepared["size"])
     return Dino(

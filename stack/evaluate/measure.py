@@ -135,7 +135,7 @@ def _look(model: Sampler, plan: Plan, block: range, sample: int) -> dict[str, Te
         found["clip_score"] = tools.clip.score(images, captions)
     if tools.hps:
         found["hps_score"] = hps_scores(tools.hps, images, captions)
-    if tools.classifier:
+    if tools.classifier and model.classes != 0:
         wanted = torch.tensor([int(caption) for caption in captions])
         found["class_accuracy"] = (tools.classifier.predict(images) == wanted).float()
     if tools.judge:

@@ -9,10 +9,10 @@ them are left out of: the delete-a-group jackknife (Shao and Wu 1989), for which
 repeats will not do, because a sample's own copy is its nearest neighbour. All of them come from the
 same pass: without a group a ball is gone, or as wide as the next neighbour is far.
 
-Distances are taken a block at a time from a matrix product in float32, |a|^2 + |b|^2 - 2 a.b,
-whose rounding has a known bound. What lies within that bound of a decision is done again in
-float64 from the differences, so the answer is that of a brute-force float64 computation. Every
-product serves both its rows and its columns: three quarters of the time go into them.
+Distances are taken a block at a time from a matrix product in float32, and those that lie within
+its rounding of a decision again in float64 (`neighbours`), so the answer is that of a brute-force
+float64 computation. Every product serves both its rows and its columns: three quarters of the time
+go into them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ import torch
 from torch import Tensor
 
 from stack.evaluate.extractors import exact
+from stack.evaluate.neighbours import Points, close_block, neighbours, squared_distances
 
-_SPARE = 8  # candidates kept beyond the k-th neighbour before float64 decides
-_ELEMENTS = 2**22  # float64 differences held at a time
+_ROWS = 256  # of a block, whose doubtful pairs are held at a time
+_MANY = 1 / 64  # of a block's pairs: so many differences cost more than a product of all
 
 
 class PrecisionRecall(NamedTuple):
@@ -66,7 +67,7 @@ def precision_recall(
     order = torch.arange(len(fake)) if groups is None else groups.argsort(stable=True)
     ordered = fake[order.to(fake.device)]
     with exact():
-        a, b = _Points(real, centre), _Points(ordered, centre)
+        a, b = Points(real, centre), Points(ordered, centre)
         told = None if groups is None else groups[order].to(fake.device)
         precise, covered = _inside_each_other(
             b, a, _balls(b, k, block, told), _balls(a, k, block), block
@@ -76,24 +77,6 @@ def precision_recall(
     recalls = covered.without_each().double().mean(0).cpu()
     precision, recall = inside.double().mean().item(), covered.inside.double().mean().item()
     return PrecisionRecall(precision, recall, inside, recalls)
-
-
-class _Points:
-    """Features (N, D) with what the fast distances need, and the bound on their error.
-
-    ``slack`` times (|a|^2 + |b|^2) bounds the error of a float32 squared distance: D + 2 roundings
-    of the product, 2 of the norms, 8 of the centring and the sums, with room to spare.
-    """
-
-    def __init__(self, features: Tensor, centre: Tensor) -> None:
-        self.exact = features
-        self.fast = (features - centre).float()
-        parts = self.fast.split(max(1, _ELEMENTS // features.shape[1]))
-        self.squares = torch.cat([part.double().square().sum(1).float() for part in parts])
-        self.slack = (features.shape[1] + 16) * 2.0**-24
-
-    def __len__(self) -> int:
-        return len(self.exact)
 
 
 @dataclass(frozen=True)
@@ -117,9 +100,9 @@ class _Balls:
         return torch.cat([self.squared_radii[:, None], self.wider], 1).amax(1)
 
 
-def _balls(points: _Points, k: int, block: int, groups: Tensor | None = None) -> _Balls:
+def _balls(points: Points, k: int, block: int, groups: Tensor | None = None) -> _Balls:
     """Balls as wide as each point's k-th nearest neighbour is far; of one group if None."""
-    near, index = _neighbours(points, k, block)
+    near, index = neighbours(points, k, block)
     radii = near[:, k - 1]
     if groups is None:
         none = torch.zeros(len(points), dtype=torch.long, device=radii.device)
@@ -132,84 +115,8 @@ def _balls(points: _Points, k: int, block: int, groups: Tensor | None = None) ->
     return _Balls(radii, groups, left_out, wider.where(left_out != groups[:, None], -1))
 
 
-def _neighbours(points: _Points, k: int, block: int) -> tuple[Tensor, Tensor]:
-    """Squared distances of each point to its neighbours, float64 (N, width) in order, and their
-    indices. The nearest ``k`` distances are exact, those beyond as long as no others crowd in."""
-    width = min(k + _SPARE, len(points) - 1)
-    fast, index = _nearest(points, width, block)
-    near = torch.empty(fast.shape, dtype=torch.float64, device=fast.device)
-    for rows in torch.arange(len(points), device=fast.device).split(block):
-        others = index[rows]
-        pairs = _squared_distances(
-            points, rows.repeat_interleave(width), points, others.ravel()
-        ).view(-1, width)
-        order = pairs.argsort(dim=1, stable=True)
-        pairs, others = pairs.gather(1, order), others.gather(1, order)
-        # A point left out may be nearer than the k-th candidate only by the fast ones' error.
-        slack = points.slack * (points.squares[rows] + points.squares.max())
-        radius = pairs[:, k - 1]
-        unsure = (fast[rows, -1] - slack <= radius) & (radius > 0)
-        bound = fast[rows][unsure, k - 1] + 2 * slack[unsure]
-        pairs[unsure], others[unsure] = _settle(points, rows[unsure], bound, width, block)
-        near[rows], index[rows] = pairs, others
-    return near, index
-
-
-def _nearest(points: _Points, width: int, block: int) -> tuple[Tensor, Tensor]:
-    """Fast squared distances and indices of each point's ``width`` nearest others, in order."""
-    everyone = torch.arange(len(points), device=points.fast.device)
-    near = torch.full((len(points), width), torch.inf, device=everyone.device)
-    index = torch.zeros((len(points), width), dtype=torch.long, device=everyone.device)
-
-    def take(rows: Tensor, columns: Tensor, squared: Tensor) -> None:
-        found = squared.topk(min(width, len(columns)), largest=False)
-        both = torch.cat([near[rows], found.values], 1).topk(width, largest=False)
-        indices = torch.cat([index[rows], columns[found.indices]], 1)
-        near[rows], index[rows] = both.values, indices.gather(1, both.indices)
-
-    parts = everyone.split(block)
-    for number, rows in enumerate(parts):
-        for columns in parts[number:]:
-            squared = _fast_block(points, rows, columns)
-            if columns is rows:
-                take(rows, rows, squared.fill_diagonal_(torch.inf))
-            else:
-                take(rows, columns, squared)
-                take(columns, rows, squared.T.contiguous())
-    return near, index
-
-
-def _settle(
-    points: _Points, rows: Tensor, bound: Tensor, width: int, block: int
-) -> tuple[Tensor, Tensor]:
-    """Exact squared distances and indices of the nearest others of rows crowded with near ties:
-    (rows, width), of those that have a fast squared distance up to ``bound`` (rows,), in order;
-    the last one again where they are fewer."""
-    found = []
-    for columns in torch.arange(len(points), device=rows.device).split(block):
-        near = _fast_block(points, rows, columns) <= bound[:, None]
-        i, j = (near & (rows[:, None] != columns)).nonzero().unbind(1)
-        found.append((i, columns[j], _squared_distances(points, rows[i], points, columns[j])))
-    row, index, exact = (torch.cat(parts) for parts in zip(*found, strict=True))
-    order = exact.argsort()
-    order = order[row[order].argsort(stable=True)]
-    counts = torch.bincount(row, minlength=len(rows))[:, None]
-    places = torch.arange(width, device=rows.device).minimum(counts - 1)
-    chosen = order[counts.cumsum(0) - counts + places]
-    return exact[chosen], index[chosen]
-
-
-def _fast_block(points: _Points, rows: Tensor, columns: Tensor) -> Tensor:
-    """Squared distances between two runs of the points in float32: (rows, columns)."""
-    squared = torch.addmm(
-        points.squares[columns], points.fast[rows], points.fast[columns].T, alpha=-2
-    )
-    squared += points.squares[rows, None]
-    return squared
-
-
 def _inside_each_other(
-    a: _Points, b: _Points, balls_a: _Balls, balls_b: _Balls, block: int
+    a: Points, b: Points, balls_a: _Balls, balls_b: _Balls, block: int
 ) -> tuple[_Inside, _Inside]:
     """Which of ``a`` lie in a ball of ``b``, and which of ``b`` in one of ``a``."""
     a_in_b, b_in_a = _Inside(a, b, balls_b), _Inside(b, a, balls_a)
@@ -237,7 +144,7 @@ class _Inside:
     and one maximum for each edge of the error's bound.
     """
 
-    def __init__(self, points: _Points, centres: _Points, balls: _Balls) -> None:
+    def __init__(self, points: Points, centres: Points, balls: _Balls) -> None:
         self.points, self.centres, self.balls = points, centres, balls
         self.lean, self.fat = 1 + points.slack, 1 - points.slack
         # Rounding these offsets to float32 costs up to 2^-24 (|b|^2 + r^2): widen by the radius.
@@ -266,35 +173,44 @@ class _Inside:
         # Whoever is in balls of two groups is so whatever is left out.
         enough = min(2, self.covered.shape[1])
         left = (~sure & (self.covered[rows].sum(1) < enough)).nonzero()[:, 0]
-        doubt = product[left] - self.possible[columns] >= self.fat * floor[left, None]
+        for some in left.split(_ROWS):
+            self._look(product[some], rows[some], columns, group)
+
+    def _look(self, product: Tensor, rows: Tensor, columns: Tensor, group: int) -> None:
+        """Take in those pairs of a block that may be inside."""
+        doubt = product - self.possible[columns] >= self.fat * self.points.squares[rows, None]
         i, j = doubt.nonzero().unbind(1)
-        point, ball = rows[left[i]], columns[j]
-        squared = self._squared(product[left[i], j], point, ball)
+        point, ball = rows[i], columns[j]
+        squared = self._squared(product, rows, columns, i, j)
         hit = squared <= self.balls.squared_radii[ball]
         self.covered[point[hit], group] = True
         for out, wider in zip(self.balls.left_out.T, self.balls.wider.T, strict=True):
             within = squared <= wider[ball]
             self.grown[point[within], out[ball[within]]] = True
 
-    def _squared(self, product: Tensor, point: Tensor, ball: Tensor) -> Tensor:
-        """Squared distances of pairs, float64 (P,): from 2 a.b where that decides, else exact."""
-        norms = self.points.squares[point].double() + self.centres.squares[ball]
-        squared = norms - product
+    def _squared(
+        self, product: Tensor, rows: Tensor, columns: Tensor, i: Tensor, j: Tensor
+    ) -> Tensor:
+        """Squared distances of pairs (i, j) of a block, float64 (P,): from 2 a.b where that
+        decides, where many are left from a product in float64, else exact."""
+        point, ball = rows[i], columns[j]
         limits = torch.cat([self.balls.squared_radii[:, None], self.balls.wider], 1)[ball]
-        unsure = (squared[:, None] - limits).abs() <= self.points.slack * (norms[:, None] + limits)
-        close = unsure.any(1)
-        squared[close] = _squared_distances(self.points, point[close], self.centres, ball[close])
+        norms = self.points.squares[point].double() + self.centres.squares[ball]
+        squared, error = norms - product[i, j], self.points.slack * norms
+        left = _undecided(squared, error, limits, self.points.slack)
+        if len(left) > product.numel() * _MANY:
+            close, error = close_block(self.points, rows, self.centres, columns)
+            squared[left], error = close[i[left], j[left]], error[i[left], j[left]]
+            room = self.points.small_slack
+            left = left[_undecided(squared[left], error, limits[left], room)]
+        squared[left] = squared_distances(self.points, point[left], self.centres, ball[left])
         return squared
 
     def _offset(self, share: float, squared_radii: Tensor, room: float) -> Tensor:
         return (share * self.centres.squares - squared_radii + room * squared_radii).float()
 
 
-def _squared_distances(a: _Points, i: Tensor, b: _Points, j: Tensor) -> Tensor:
-    """Squared distances of the pairs (a[i], b[j]) from the differences in float64: (pairs,)."""
-    step = max(1, _ELEMENTS // a.exact.shape[1])
-    parts = [
-        (a.exact[some].double() - b.exact[other].double()).square().sum(1)
-        for some, other in zip(i.split(step), j.split(step), strict=True)
-    ]
-    return torch.cat(parts)
+def _undecided(squared: Tensor, error: Tensor, limits: Tensor, slack: float) -> Tensor:
+    """Places of squared distances (P,) that are too near to one of their limits (P, L)."""
+    near = (squared[:, None] - limits).abs() <= error[:, None] + slack * limits
+    return (near & (limits >= 0)).any(1).nonzero()[:, 0]  # Below zero is no ball.

@@ -35,9 +35,18 @@ def set_attention(
     Raises:
         UserError: it does not run on this device; nothing else is taken in its place.
     """
+    unet.set_attn_processor(processor(name, head_sizes(unet), device, bf16=bf16))
+
+
+def processor(name: str, sizes: list[int], device: torch.device, *, bf16: bool = False) -> Any:
+    """One of ATTENTION, which runs with heads of these sizes.
+
+    Raises:
+        UserError: it does not.
+    """
     if name == "xformers":
-        _try_xformers(head_sizes(unet), device, torch.bfloat16 if bf16 else torch.float32)
-    unet.set_attn_processor(ATTENTION[name]())
+        _try_xformers(sizes, device, torch.bfloat16 if bf16 else torch.float32)
+    return ATTENTION[name]()
 
 
 def head_sizes(unet: UNet2DConditionModel) -> list[int]:

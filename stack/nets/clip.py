@@ -72,7 +72,7 @@ def read_clip(folder: str | Path) -> tuple[CLIPModel, list[float], list[float]]:
     for name in ("image_mean", "image_std"):
         if len(prepared.get(name, ())) != 3:
             raise UserError(f"{file}: {name}: must be three numbers; download the model again")
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(f"{folder}: *.safetensors: missing; download the model again with them")
+    if not any(folder.glob("model.safetensors*")):
+        raise UserError(f"{folder}/model.safetensors: missing; download the model again with them")
     model = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
     return model, prepared["image_mean"], prepared["image_std"]

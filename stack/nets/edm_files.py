@@ -1,4 +1,5 @@
-"""EDM networks on disk: a folder with ``network.safetensors`` and ``config.json``.
+"""EDM networks on disk: a folder with ``network.safetensors`` and ``config.json``, and of a student
+``sampler.json``, which says in how many steps it is sampled.
 
 Tensors have the names of NVIDIA's state dicts, ``model.`` in front. Their published files are
 pickles that carry Python source; :func:`import_edm` reads the numbers out of one.
@@ -22,12 +23,12 @@ from torch import Tensor
 
 from stack.nets.edm import EdmNetwork, edm_network
 from stack.nets.edm_blocks import EdmConfig
-from stack.nets.edm_pickle import Call, load_inert, shown
 from stack.util.errors import UserError
 from stack.util.files import read_json, write_json
+from stack.util.inert_pickle import Call, load_inert, shown
 from stack.util.retry import reason
 
-WEIGHTS, CONFIG = "network.safetensors", "config.json"
+WEIGHTS, CONFIG, SAMPLER = "network.safetensors", "config.json", "sampler.json"
 _PREFIX = "model."
 _RECONSTRUCT = "torch_utils.persistence._reconstruct_persistent_obj"
 _MODULE_DICT = "torch.nn.modules.container.ModuleDict"
@@ -40,13 +41,13 @@ _NAME = re.compile(r"[A-Za-z0-9_]{1,60}")
 
 ALLOWED = frozenset(
     {
-        *("builtins.set", "collections.OrderedDict", "dnnlib.util.EasyDict"),
         *(_RECONSTRUCT, _MODULE_DICT, _PARAMETER, _TENSOR, _STORAGE),
         # Square roots that the constructors were given; numpy 2 writes the second name.
         *("numpy.dtype", _SCALAR, "numpy._core.multiarray.scalar"),
     }
 )
-"""All that NVIDIA's network files name."""
+PLAIN = {"builtins.set": set, "collections.OrderedDict": dict, "dnnlib.util.EasyDict": dict}
+"""All that NVIDIA's network files name: calls that stay inert, and containers."""
 
 _CONSTRUCTORS: dict[str, dict[str, Any]] = {
     "SongUNet": {
@@ -77,10 +78,14 @@ _OF_TRAINING = ("use_fp16", "dropout", "label_dropout", "sigma_min", "sigma_max"
 """Arguments on which the finished network does not depend."""
 
 
-def save_edm(network: EdmNetwork, out: Path) -> Path:
-    """Write a network's folder, in place of what is there."""
+def save_edm(network: EdmNetwork, out: Path, *, steps: int | None = None) -> Path:
+    """Write a network's folder, in place of what is there.
+
+    Args:
+        steps: that it is made to be sampled in, 1 for a student; None where any number goes.
+    """
     weights = {_PREFIX + name: tensor for name, tensor in network.state_dict().items()}
-    return _save(weights, network.config, out)
+    return _save(weights, network.config, out, steps)
 
 
 def load_edm(folder: str | Path, *, dropout: float = 0.0, augmentation: bool = True) -> EdmNetwork:
@@ -123,21 +128,37 @@ def edm_config(folder: str | Path) -> EdmConfig:
     return valid_config(read_json(folder / CONFIG), str(folder / CONFIG))
 
 
+def edm_steps(folder: str | Path) -> int | None:
+    """Steps that a folder's network is made to be sampled in, None where it does not say.
+
+    Raises:
+        UserError: its file of them is garbled.
+    """
+    file = Path(folder) / SAMPLER
+    if not file.is_file():
+        return None
+    told = read_json(file)
+    steps = told.get("steps") if isinstance(told, dict) else told
+    if type(steps) is not int or steps < 1:
+        raise UserError(f"{file}: steps: {steps!r}: not a number from 1; export the student again")
+    return steps
+
+
 def import_edm(file: Path, out: Path) -> Path:
     """Write the averaged network (``ema``) of one of NVIDIA's pickles as a folder.
 
-    Nothing in the file is run: see :mod:`stack.nets.edm_pickle`.
+    Nothing in the file is run: see :mod:`stack.util.inert_pickle`.
 
     Raises:
-        UserError: the file names anything beyond ``ALLOWED``, or is laid out in another way, or
-            is of a network that this project does not have, or holds a number that is not
-            finite; or ``out`` exists.
+        UserError: the file names anything beyond ``ALLOWED`` and ``PLAIN``, or is laid out in
+            another way, or is of a network that this project does not have, or holds a number that
+            is not finite; or ``out`` exists.
     """
     if out.exists():
         raise UserError(f"{out}: is there already; name a new folder")
     try:
         with open(file, "rb") as opened:
-            data = load_inert(opened, file, ALLOWED)
+            data = load_inert(opened, file, ALLOWED, plain=PLAIN)
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"{file}: no such file") from None
     try:
@@ -156,13 +177,17 @@ def import_edm(file: Path, out: Path) -> Path:
     return _save(weights, config, out)
 
 
-def _save(weights: Mapping[str, Tensor], config: EdmConfig, out: Path) -> Path:
+def _save(
+    weights: Mapping[str, Tensor], config: EdmConfig, out: Path, steps: int | None = None
+) -> Path:
     staging = out.with_name(f".{out.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     plain = {name: tensor.contiguous() for name, tensor in weights.items()}
     save_file(plain, staging / WEIGHTS, metadata={"format": "pt"})
     write_json(staging / CONFIG, config.model_dump(mode="json"))
+    if steps:
+        write_json(staging / SAMPLER, {"steps": steps})
     shutil.rmtree(out, ignore_errors=True)
     staging.rename(out)
     return out

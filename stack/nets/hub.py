@@ -21,6 +21,7 @@ from stack.nets.hub_cache import (
     weight_faults,
 )
 from stack.nets.pickles import ASK, PICKLES, convert, pickles_only
+from stack.nets.weights import STEMS
 from stack.util.errors import UserError
 
 __all__ = [
@@ -41,22 +42,17 @@ _CONFIGS = {
     "scheduler": "scheduler_config.json",
 }
 """The components that are used, and the file that each cannot do without."""
-_WEIGHTS = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-}
 _VOCABULARIES = ("tokenizer.json", "vocab.json")
 _ENDINGS = (".safetensors", ".safetensors.index.json", "-?????-of-?????.safetensors")
 _INDEX = "model_index.json"
 _WANTED = (
     _INDEX,
     *(f"{part}/{name}" for part, name in _CONFIGS.items()),
-    *(f"{part}/{stem}{ending}" for part, stem in _WEIGHTS.items() for ending in _ENDINGS),
+    *(f"{part}/{stem}{ending}" for part, stem in STEMS.items() for ending in _ENDINGS),
     "tokenizer/*.json",
     "tokenizer/*.txt",
 )
-"""What is staged: no pickles unless asked for, no other component, no half-precision or non_ema
+"""What is staged where whole weights exist: no pickles unless asked for, no other component, no
 variant."""
 
 
@@ -125,7 +121,7 @@ def _pickles_only(path: str, revision: str) -> list[str]:
 def _faults(folder: Path) -> Faults:
     """What a pipeline folder lacks or has damaged, as (name, what is wrong)."""
     yield from _config_faults(folder)
-    for part, stem in _WEIGHTS.items():
+    for part, stem in STEMS.items():
         hint = f"; {ASK}" if pickles_only(folder, part) else ""
         for name, told in weight_faults(folder / part, stem):
             yield f"{part}/{name}", told + hint

@@ -37,6 +37,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from safetensors import SafetensorError, safe_open
 
+from stack.nets.weights import STEMS, half_patterns, index_name, variant_of, weights_name
 from stack.util.errors import UserError
 from stack.util.files import sha256_file
 from stack.util.retry import reason
@@ -126,8 +127,9 @@ def stage_part(part: Part, path: str, revision: str) -> Staged:
     """
     online(f"{part.field}: {path}")
     with _in_one_line(part, path, revision):
-        patterns = list(part.wanted)
-        folder = Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
+        for _ in range(2):  # What there is in half precision alone, the first call tells.
+            patterns = _patterns(part, path, revision)
+            folder = Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
         damaged = dict(_damaged(part, path, revision, folder))
         for name in damaged:
             hf_hub_download(path, name, revision=revision, force_download=True)
@@ -190,7 +192,10 @@ def _snapshot(part: Part, path: str, revision: str) -> Path | None:
     try:
         return Path(
             snapshot_download(
-                path, revision=revision, allow_patterns=list(part.wanted), local_files_only=True
+                path,
+                revision=revision,
+                allow_patterns=_patterns(part, path, revision),
+                local_files_only=True,
             )
         )
     except IncompleteSnapshotError as error:
@@ -201,13 +206,25 @@ def _snapshot(part: Part, path: str, revision: str) -> Path | None:
 
 def listing(part: Part, path: str, revision: str) -> list[RepoFile]:
     """The wanted files of a commit with their sizes; empty if the cache does not tell."""
+    patterns = _patterns(part, path, revision)
+    files = _tree(path, revision)
+    return list(filter_repo_objects(files, allow_patterns=patterns, key=lambda file: file.path))
+
+
+def _patterns(part: Part, path: str, revision: str) -> list[str]:
+    """Of the files that are wanted; weights in half precision only where the commit has no others,
+    as far as the cache tells what it has."""
+    halves = half_patterns(file.path for file in _tree(path, revision))
+    wanted = [name for name in halves if f"{name}/{weights_name(STEMS[name])}" in part.wanted]
+    return [*part.wanted, *(pattern for name in wanted for pattern in halves[name])]
+
+
+def _tree(path: str, revision: str) -> list[RepoFile]:
+    """All files of a commit; none if the cache does not tell."""
     try:
-        files = get_cached_repo_tree(path, revision=revision)
+        return get_cached_repo_tree(path, revision=revision)
     except CachedRepoTreeNotFoundError:
         return []
-    return list(
-        filter_repo_objects(files, allow_patterns=list(part.wanted), key=lambda file: file.path)
-    )
 
 
 def _damaged(part: Part, path: str, revision: str, folder: Path, hashed: bool = True) -> Faults:
@@ -258,8 +275,10 @@ def json_fault(path: Path) -> str | None:
 
 
 def weight_faults(folder: Path, stem: str) -> Faults:
-    """Faults of a component's weights: of one file, or of those that an index lists."""
-    index, names = folder / f"{stem}.safetensors.index.json", [f"{stem}.safetensors"]
+    """Faults of a component's weights: of one file, or of those that an index lists; of a
+    pipeline's also those in half precision, where there are no others."""
+    variant = variant_of(folder)
+    index, names = folder / index_name(stem, variant), [weights_name(stem, variant)]
     if index.is_file():
         if told := json_fault(index):
             yield index.name, told

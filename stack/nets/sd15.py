@@ -18,6 +18,7 @@ from stack.diffusion.schedule import DiscreteSchedule, schedule_from_config
 from stack.nets.layout import channels_last
 from stack.nets.pickles import ASK
 from stack.nets.precision import autocast
+from stack.nets.weights import STEMS, index_name, variant_of, weights_name
 from stack.util.errors import UserError
 from stack.util.files import read_json
 
@@ -160,10 +161,23 @@ def load_unet(folder: str | Path) -> UNet2DConditionModel:
     Raises:
         UserError: the folder lacks it.
     """
-    require(folder, "unet", "config.json", "*.safetensors")
     return UNet2DConditionModel.from_pretrained(
-        folder, subfolder="unet", use_safetensors=True, torch_dtype=torch.float32
+        folder,
+        subfolder="unet",
+        variant=require_weights(folder, "unet"),
+        use_safetensors=True,
+        torch_dtype=torch.float32,
     )
+
+
+def require_weights(folder: str | Path, part: str) -> str | None:
+    """Raise a UserError unless the pipeline folder has a component's config and its weights as
+    safetensors; which variant of them diffusers is to read."""
+    require(folder, part, "config.json")
+    variant, stem = variant_of(Path(folder) / part), STEMS[part]
+    if not (Path(folder) / part / index_name(stem, variant)).is_file():
+        require(folder, part, weights_name(stem, variant))
+    return variant
 
 
 def require(folder: str | Path, part: str, *needed: str) -> None:
@@ -177,6 +191,6 @@ def require(folder: str | Path, part: str, *needed: str) -> None:
         )
     for patterns in needed:
         if not any(any((folder / part).glob(pattern)) for pattern in patterns.split("|")):
-            pickled = patterns == "*.safetensors" and any((folder / part).glob("*.bin"))
+            pickled = patterns.endswith(".safetensors") and any((folder / part).glob("*.bin"))
             lack = ASK if pickled else f"the teacher's folder lacks its {part}"
             raise UserError(f"{folder}: {part}/{patterns}: missing; {lack}")

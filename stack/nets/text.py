@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from stack.nets.sd15 import require
+from stack.nets.sd15 import require, require_weights
 from stack.nets.vae import part_hash
 
 
@@ -55,9 +55,12 @@ def load_text(folder: str | Path) -> TextEncoder:
     Raises:
         UserError: the folder lacks one of them.
     """
-    require(folder, "text_encoder", "config.json", "*.safetensors")
     model = CLIPTextModel.from_pretrained(
-        folder, subfolder="text_encoder", use_safetensors=True, dtype=torch.float32
+        folder,
+        subfolder="text_encoder",
+        variant=require_weights(folder, "text_encoder"),
+        use_safetensors=True,
+        dtype=torch.float32,
     )
     return TextEncoder(load_tokenizer(folder), model).requires_grad_(False).eval()
 

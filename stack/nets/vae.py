@@ -10,10 +10,12 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from stack.nets.sd15 import require
+from stack.nets.sd15 import require, require_weights
+from stack.nets.weights import HALF, variant_of
 from stack.util.files import sha256_file
 
-_OTHER = re.compile(r"\.(bin|ckpt|h5|msgpack|onnx|pb)$|\.(fp16|non_ema)\.")
+_OTHER = re.compile(r"\.(bin|ckpt|h5|msgpack|onnx|pb)$|\.non_ema\.")
+_HALF = re.compile(rf"\.{HALF}[.-]")
 
 DECODING = {"bf16": 1536 * 64, "fp32": 3072 * 64}
 """Bytes that Stable Diffusion's autoencoder takes for each site of latents, of 8x8 pixels, at the
@@ -60,9 +62,12 @@ def load_vae(folder: str | Path, *, bf16: bool = False) -> Autoencoder:
     Raises:
         UserError: the folder lacks it.
     """
-    require(folder, "vae", "config.json", "*.safetensors")
     vae = AutoencoderKL.from_pretrained(
-        folder, subfolder="vae", use_safetensors=True, torch_dtype=torch.float32
+        folder,
+        subfolder="vae",
+        variant=require_weights(folder, "vae"),
+        use_safetensors=True,
+        torch_dtype=torch.float32,
     )
     return Autoencoder(vae, bf16=bf16).requires_grad_(False).eval()
 
@@ -74,12 +79,13 @@ def vae_hash(folder: str | Path) -> str:
 
 def part_hash(folder: str | Path, part: str) -> str:
     """One SHA-256 for the files of a part of a pipeline folder, by name, without what lies beside
-    them in other formats or precisions."""
+    them in other formats or precisions; weights in half precision where there are no others."""
     require(folder, part, "*.json")
-    digest = hashlib.sha256()
-    files = (file for file in (Path(folder) / part).iterdir() if not _OTHER.search(file.name))
-    for file in sorted(files):
-        digest.update(f"{file.name} {sha256_file(file)}\n".encode())
+    here = Path(folder) / part
+    half, digest = variant_of(here) == HALF, hashlib.sha256()
+    for file in sorted(here.iterdir()):
+        if not _OTHER.search(file.name) and (half or not _HALF.search(file.name)):
+            digest.update(f"{file.name} {sha256_file(file)}\n".encode())
     return digest.hexdigest()
 
 

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import exp, isfinite, log, nan, pi, sqrt
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 Cell = tuple[str, ...]
+Comparison = Literal["ratio", "difference"]
 Scores = Mapping[Cell, Mapping[int, Mapping[str, float]]]
 """Cell -> seed -> metric -> value; what is not there yet is left out."""
 
@@ -54,15 +55,25 @@ def paired(
     ratio: bool = True,
     method: Literal["t", "bootstrap"] = "t",
 ) -> Paired | None:
-    """Compare values by seed; None where no seed has both, or one of a ratio is not above zero."""
-    pairs = [(ours[seed], base[seed]) for seed in sorted(ours.keys() & base.keys())]
-    if not pairs or (ratio and min(map(min, pairs)) <= 0):
+    """Compare values by seed; None where no seed has both, or there is :func:`no_ratio`."""
+    pairs = _pairs(ours, base)
+    if not pairs or (ratio and no_ratio(ours, base)):
         return None
     differences = np.array([log(a) - log(b) if ratio else a - b for a, b in pairs])
     centre, n = float(differences.mean()), len(pairs)
     low, high = _interval(differences, method) if n > 1 else (nan, nan)
     ends = (exp(centre), exp(low), exp(high)) if ratio else (centre, low, high)
     return Paired(*ends, n)
+
+
+def no_ratio(ours: Mapping[int, float], base: Mapping[int, float]) -> str:
+    """Why values that are paired by seed have no ratio; empty where they have one."""
+    lowest = min(map(min, _pairs(ours, base)), default=1.0)
+    return "" if lowest > 0 else f"no ratio: a seed {'at' if lowest == 0 else 'below'} 0"
+
+
+def _pairs(ours: Mapping[int, float], base: Mapping[int, float]) -> list[tuple[float, float]]:
+    return [(ours[seed], base[seed]) for seed in sorted(ours.keys() & base.keys())]
 
 
 def _interval(values: np.ndarray, method: str) -> tuple[float, float]:
@@ -106,13 +117,13 @@ class Layout:
 
     Args:
         axes: axis -> its values. bases: cell -> the cells it is compared with, itself where it is
-            a baseline. metrics: in order. ratio, method: as :func:`paired` takes them.
+            a baseline. metrics: each, in order, and how it is compared. method: as
+            :func:`paired` takes it.
     """
 
     axes: Mapping[str, Sequence[str]]
     bases: Mapping[Cell, Sequence[Cell]]
-    metrics: Sequence[str]
-    ratio: bool = True
+    metrics: Mapping[str, Comparison]
     method: Literal["t", "bootstrap"] = "t"
 
     @property
@@ -127,7 +138,8 @@ def of_metric(scores: Scores, cell: Cell, metric: str) -> dict[int, float]:
 
 def result_rows(layout: Layout, scores: Scores) -> Iterator[dict[str, Any]]:
     """A row per cell, metric and baseline that there is a value of, as in table.csv; one without a
-    comparison for a cell that is compared with none."""
+    comparison for a cell that is compared with none. Where there should be a ratio and is none,
+    ``comparison`` says why."""
     for cell, metric in product(layout.cells, layout.metrics):
         ours = of_metric(scores, cell, metric)
         if not ours:
@@ -142,11 +154,20 @@ def result_rows(layout: Layout, scores: Scores) -> Iterator[dict[str, Any]]:
                 "deviation": _finite(found.deviation),
                 "seeds": found.count,
                 "baseline": " / ".join(base),
-                "compared": against.value if against else None,
-                "low": _finite(against.low) if against else None,
-                "high": _finite(against.high) if against else None,
-                "pairs": against.count if against else 0,
+                **_comparison(against, layout.metrics[metric]),
             }
+
+
+def _comparison(against: Paired | str, kind: Comparison) -> dict[str, Any]:
+    if isinstance(against, str):
+        return {"comparison": against, "compared": None, "low": None, "high": None, "pairs": 0}
+    return {
+        "comparison": kind,
+        "compared": against.value,
+        "low": _finite(against.low),
+        "high": _finite(against.high),
+        "pairs": against.count,
+    }
 
 
 def _finite(value: float) -> float | None:
@@ -159,22 +180,24 @@ def _others(layout: Layout, cell: Cell) -> list[Cell]:
     return [base for base in dict.fromkeys(layout.bases[cell]) if base != cell]
 
 
-def _against(layout: Layout, scores: Scores, cell: Cell, base: Cell, metric: str) -> Paired | None:
+def _against(layout: Layout, scores: Scores, cell: Cell, base: Cell, metric: str) -> Paired | str:
+    """Or why there is no comparison; empty where there is nothing to compare with."""
     if base == cell:
-        return None
+        return ""
     ours, theirs = (of_metric(scores, which, metric) for which in (cell, base))
-    return paired(ours, theirs, ratio=layout.ratio, method=layout.method)
+    ratio = layout.metrics[metric] == "ratio"
+    return paired(ours, theirs, ratio=ratio, method=layout.method) or no_ratio(ours, theirs)
 
 
 def markdown(title: str, layout: Layout, scores: Scores, *, notes: Sequence[str] = ()) -> str:
     """A table per metric: rows are the first axis, columns the combinations of the others."""
     seeds = sorted({seed for rows in scores.values() for seed in rows})
-    kind = "ratio" if layout.ratio else "difference"
+    kinds = " or ".join(kind for kind in get_args(Comparison) if kind in layout.metrics.values())
     lines = [
         f"# {title}",
         "",
         f"Mean ± standard deviation over seeds {', '.join(map(str, seeds)) or '(none yet)'}; "
-        f"below it the {kind} to a baseline on the same seeds with its 95 % interval "
+        f"below it the {kinds} to a baseline on the same seeds with its 95 % interval "
         f"({'Student’s t' if layout.method == 't' else 'bootstrap'}).",
         *(f"{note}" for note in notes),
     ]
@@ -217,11 +240,14 @@ def _told(layout: Layout, scores: Scores, cell: Cell, metric: str) -> str:
         if against := _against(layout, scores, cell, base, metric):
             apart = [theirs for ours, theirs in zip(cell, base, strict=True) if ours != theirs]
             whose = f" of {' / '.join(apart)}" if len(layout.bases[cell]) > 1 else ""
-            parts.append(_compared(against, layout.ratio) + whose)
+            parts.append(_compared(against, layout.metrics[metric]) + whose)
     return "<br>".join(parts)
 
 
-def _compared(against: Paired, ratio: bool) -> str:
+def _compared(against: Paired | str, kind: Comparison) -> str:
+    if isinstance(against, str):
+        return against
+    ratio = kind == "ratio"
     form = "{:.3f}" if ratio else "{:+.4g}"
     told = f"{'×' if ratio else ''}{form.format(against.value)}"
     if against.count > 1:

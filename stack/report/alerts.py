@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from math import isfinite, nan
 from typing import Any
 
 import numpy as np
 
-from stack.report.history import Curve, History
+from stack.report.history import Curve, History, gone_back
 
 Verdict = str | None
 """What is wrong, in a few words; None if nothing is."""
@@ -188,21 +192,48 @@ class Watch:
         }
         self._on: set[Rule] = set()
 
+    def recall(self, log: Iterable[Mapping[str, Any]], step: int) -> None:
+        """Take in the log of a run that now goes on after an iteration. The signs in it count as
+        told.
+
+        Args:
+            log: the lines of metrics.jsonl, in its order. What was logged after a state that the
+                run went back to, now or before, is left out.
+        """
+        seen = {name: (array("q"), array("d")) for name in self._seen}
+        latest = 0
+        for row in chain(log, ({"event": "resume", "step": step},)):
+            state = gone_back(row, latest)
+            if state is not None:
+                for steps, values in seen.values():
+                    kept = bisect_right(steps, state)
+                    del steps[kept:], values[kept:]
+                latest = state
+            if "event" in row:
+                continue
+            latest = row["step"]
+            for name, (steps, values) in seen.items():
+                if isfinite(row.get(name, nan)):
+                    steps.append(latest)
+                    values.append(row[name])
+        for name, points in seen.items():
+            self._seen[name].extend(zip(*points, strict=True))
+        self._on = {rule for rule, _ in _judge(self._curves(self._seen), FIGURES)}
+
     def look(self, step: int, row: Mapping[str, Any]) -> list[tuple[str, str]]:
         """Take in a logged row; the signs that are there now and were not a row before."""
-        fresh = [name for name in self._seen if np.isfinite(row.get(name, np.nan))]
+        fresh = [name for name in self._seen if isfinite(row.get(name, nan))]
         for name in fresh:
             self._seen[name].append((step, float(row[name])))
-        curves = {
-            name: Curve(*np.array(seen, float).reshape(-1, 2).T)
-            for name, seen in self._seen.items()
-            if name in (*fresh, RATE, SPREAD)
-        }
-        found = _judge(curves, fresh)
+        found = _judge(self._curves({*fresh, RATE, SPREAD}), fresh)
         new = [(rule.name, words) for rule, words in found if rule not in self._on]
         self._on = {rule for rule in self._on if rule.figure not in fresh}
         self._on |= {rule for rule, _ in found}
         return new
+
+    def _curves(self, names: Iterable[str]) -> dict[str, Curve]:
+        points = {name: np.array(self._seen[name], float).reshape(-1, 2) for name in names}
+        return {name: Curve(*both.T) for name, both in points.items()}
 
 
 def _judge(curves: Mapping[str, Curve], of: Sequence[str]) -> list[tuple[Rule, str]]:

@@ -12,7 +12,7 @@ import yaml
 
 from stack.report.folder import RunFolder, flat, open_run
 from stack.report.level_charts import levels_html
-from stack.report.metrics_table import provenance_html, table_html
+from stack.report.metrics_table import head_html, models_of, provenance_html, table_html
 from stack.report.panels import charts_html
 from stack.report.published_table import published_html
 from stack.report.sections import (
@@ -39,9 +39,9 @@ def write_comparison(paths: Sequence[Path], out: Path | None = None) -> Path:
     Raises:
         UserError: one of them is given twice, or cannot be read.
     """
-    if len({path.resolve() for path in paths}) < len(paths):
-        raise UserError("command line: a run is given twice; give each of them once")
-    runs = named(open_run(path) for path in paths)
+    given_once(paths)
+    opened = [open_run(path) for path in paths]
+    runs = dict(zip(told_apart([(run.name, run.path) for run in opened]), opened, strict=True))
     body = [
         _header(runs),
         alerts_html(runs),
@@ -60,15 +60,22 @@ def write_comparison(paths: Sequence[Path], out: Path | None = None) -> Path:
     return path
 
 
-def named(runs: Any) -> dict[str, RunFolder]:
-    """Runs by name; by folder, where two have one name."""
-    opened = list(runs)
-    names = [run.name for run in opened]
-    if len(set(names)) < len(names):
-        names = [run.path.name for run in opened]
-    if len(set(names)) < len(names):
-        names = [str(run.path) for run in opened]
-    return dict(zip(names, opened, strict=True))
+def given_once(paths: Sequence[Path]) -> None:
+    """Raises: UserError: one of the runs is given twice."""
+    seen: set[Path] = set()
+    for path in paths:
+        if (place := path.resolve()) in seen:
+            raise UserError(f"command line: {path}: given twice; give each run once")
+        seen.add(place)
+
+
+def told_apart(runs: Sequence[tuple[str, Path]]) -> list[str]:
+    """What to call runs, each given once, by name and folder: the names; where two are equal, the
+    folders' names; where two of those are equal too, the whole paths."""
+    names, paths = [name for name, _ in runs], [path for _, path in runs]
+    choices = names, [path.name for path in paths]
+    unlike = (choice for choice in choices if len({*choice}) == len(runs))
+    return next(unlike, [str(path) for path in paths])
 
 
 def _header(runs: Mapping[str, RunFolder]) -> str:
@@ -94,17 +101,28 @@ def _measured(runs: Mapping[str, RunFolder]) -> str:
         found = {name: run.evaluations.get(suite, {}) for name, run in runs.items()}
         heading = f"<h3>{escape(suite)}</h3>" if len(suites) > 1 else ""
         students = {name: evaluation.get("student", {}) for name, evaluation in found.items()}
-        parts.append(f"{heading}{_suite_table(found)}{provenance_html(found)}")
+        parts.append(f"{heading}{_suite_table(runs, suite)}{provenance_html(found)}")
         parts.append(published_html(suite, students))
     return f"<h2>Measures</h2>{''.join(parts)}"
 
 
-def _suite_table(found: Mapping[str, Mapping[str, Any]]) -> str:
-    students = [evaluation.get("student", {}) for evaluation in found.values()]
-    columns = dict(zip(_heads(found), students, strict=True))
-    teachers = [evaluation["teacher"] for evaluation in found.values() if "teacher" in evaluation]
-    teacher = {"teacher": teachers[0]} if teachers else {}
-    return table_html(teacher | columns, marked=columns)
+def _suite_table(runs: Mapping[str, RunFolder], suite: str) -> str:
+    """Every kind of teacher, as the first run measured it that did, and the runs' students."""
+    teachers: dict[tuple[str, str, str], tuple[str, Mapping[str, Any]]] = {}
+    students = {}
+    for head, (name, run) in zip(_heads(runs), runs.items(), strict=True):
+        models = models_of(run.evaluations.get(suite, {}))
+        student = models.pop("student", {})
+        students[head_html(head, student)] = student
+        for model, figures in models.items():
+            kind = model, figures.get("sampler", ""), str(run.recipe.get("teacher"))
+            teachers.setdefault(kind, (name, figures))
+    several = len({network for _, _, network in teachers}) > 1
+    columns = {
+        head_html(f"<b>{escape(model)}</b>", figures, *([f"of {name}"] if several else [])): figures
+        for (model, _, _), (name, figures) in teachers.items()
+    }
+    return table_html(columns | students, marked=students)
 
 
 def _facts(runs: Mapping[str, RunFolder]) -> str:

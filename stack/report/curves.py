@@ -27,6 +27,7 @@ _VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule"} | {
 }
 _POINTS = 400  # drawn of one raw curve; a page holds a dozen of them
 _SIZE = (400, 240)  # of a chart, in CSS pixels at its natural size
+_ROUNDING = 1e-9  # what is called zero is below this
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 13,
@@ -66,6 +67,13 @@ class Chart:
     references: Sequence[float] = ()
     limits: tuple[float | None, float | None] = (None, None)
     marks: Sequence[float] = ()
+
+
+def is_zero(values: np.ndarray) -> bool:
+    """Whether there are finite values and all are zero but for rounding: on a log scale there is
+    no place for them, and a linear one of nothing else is blank."""
+    finite = values[np.isfinite(values)]
+    return bool(len(finite)) and float(np.abs(finite).max()) < _ROUNDING
 
 
 def smooth(values: np.ndarray, span: int) -> np.ndarray:

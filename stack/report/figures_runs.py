@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from stack.report.canvas import COLOURS, INK, MUTED, canvas, ruled, write
-from stack.report.curves import log_ticks, plain_number, smooth, thin, trend
+from stack.report.curves import is_zero, log_ticks, plain_number, smooth, thin, trend
 from stack.report.history import Curve, History
 
 _SPAN = 25
@@ -123,7 +123,7 @@ def sorted_samples(out: Path, runs: Mapping[str, Samples]) -> list[Path]:
             rank = np.arange(1, len(order) + 1)
             above.fill_between(rank, gap, color=COLOURS[0], alpha=0.25, lw=0)
             above.plot(rank, gap, color=COLOURS[0])
-            above.set(title=name, ylim=(0, 1.05 * np.quantile(gap, 0.999)))
+            above.set(title=name.replace(" (", "\n("), ylim=(0, 1.05 * np.quantile(gap, 0.999)))
             below.scatter(rank, h, s=3, color=COLOURS[1], alpha=0.25, linewidths=0, rasterized=True)
             below.plot(rank, smooth(h, len(h) // _SPAN), color=INK)
             below.set(ylim=(0, 1.05 * np.quantile(h, 0.995)), xlim=(0, len(rank)))
@@ -163,58 +163,100 @@ def overlaid(
     out: Path, panels: Sequence[Overlay], runs: Mapping[str, Mapping[str, History]]
 ) -> list[Path]:
     """Draw curves over iterations (Fig. 4b, 7, 9): of one run raw faintly, and a moving average; of
-    several seeds the mean of theirs in a band from the lowest to the highest. On a log scale all
+    several seeds the mean of theirs in a band from the lowest to the highest, over the iterations
+    that all of them logged; beyond those every seed is a thin line of its own. On a log scale all
     this is of the logarithms, and what is not above zero is left out.
 
-    Panels of which no run logged anything are left out.
+    Panels of which no run logged anything are left out, and so are those on a log scale that would
+    hold nothing but zeros; that a line is zero is said.
 
     Args:
         runs: name of a line -> name of a run -> its log; runs of one line differ in their seed.
 
     Returns: the files written: PNG, SVG, CSV with figure, line, run, iteration, value.
     """
-    logs = [log for seeds in runs.values() for log in seeds.values()]
-    drawn = [panel for panel in panels if any(log.curve(panel.figure) for log in logs)]
+    zero = {panel: _zero(panel, runs) for panel in panels}
+    drawn = [panel for panel in panels if {*_logged(panel, runs)} - {*zero[panel]}]
     columns = min(3, len(drawn))
     lines = -(-len(drawn) // columns)
     width = max(6.2, 4.0 * columns)
     with canvas(width, 2.9 * lines + 0.5) as figure:
         grid = figure.subplots(lines, columns, squeeze=False).flatten()
+        unequal = False
         for axes, panel in zip(grid, drawn, strict=False):
-            for colour, seeds in zip(_colours(len(runs)), runs.values(), strict=True):
-                _trace(axes, [log.curve(panel.figure) for log in seeds.values()], colour, panel)
-            _dress(axes, panel)
+            for colour, (line, seeds) in zip(_colours(len(runs)), runs.items(), strict=True):
+                curves = [log.curve(panel.figure) for log in seeds.values()]
+                if line not in zero[panel]:
+                    unequal |= _trace(axes, curves, colour, panel)
+            _dress(axes, panel, zero[panel])
         for axes in grid[len(drawn) :]:
             axes.set_visible(False)
         _legend(figure, list(runs))
+        told = [f"{p.title}: zero, not drawn" for p in panels if zero[p] and p not in drawn]
         if (most := max(map(len, runs.values()))) > 1:
-            told = f"line and band: mean, lowest and highest of {most} seeds"
-            figure.supxlabel(told, fontsize=10, color=MUTED)
+            told.append(f"line and band: mean, lowest and highest of {most} seeds")
+        if unequal:
+            told.append("thin: a seed where others logged nothing")
+        if told:
+            figure.supxlabel("\n".join(told), fontsize=10, color=MUTED)
         header = ["figure", "line", "run", "iteration", "value"]
         return write(figure, out, header, _log_rows(drawn, runs))
 
 
-def _trace(axes: Axes, curves: Sequence[Curve], colour: str, panel: Overlay) -> None:
+def _logged(panel: Overlay, runs: Mapping[str, Mapping[str, History]]) -> list[str]:
+    """The lines of which a run logged the panel's figure."""
+    return [
+        line
+        for line, seeds in runs.items()
+        if any(log.curve(panel.figure) for log in seeds.values())
+    ]
+
+
+def _zero(panel: Overlay, runs: Mapping[str, Mapping[str, History]]) -> list[str]:
+    """The lines that have no place on a log scale, for they are zero all along."""
+    if not panel.log:
+        return []
+    curves = {
+        line: np.concatenate([log.curve(panel.figure).values for log in runs[line].values()])
+        for line in _logged(panel, runs)
+    }
+    return [line for line, values in curves.items() if is_zero(values)]
+
+
+def _trace(axes: Axes, curves: Sequence[Curve], colour: str, panel: Overlay) -> bool:
+    """Returns: whether the curves begin or end at different iterations."""
     if panel.log:
         kept = [curve.values > 0 for curve in curves]
         curves = [Curve(c.steps[k], c.values[k]) for c, k in zip(curves, kept, strict=True)]
     curves = [curve for curve in curves if curve]
     if not curves:
-        return
+        return False
     bare = panel.exact or min(len(curve.steps) for curve in curves) < _SPAN
     if len(curves) == 1 and not bare:
         raw = thin(curves[0])
         axes.plot(raw.steps, raw.values, color=colour, alpha=0.22, linewidth=0.8)
     smoothed = [curve if bare else trend(curve, log=panel.log) for curve in curves]
-    steps = smoothed[0].steps
+    first = max(curve.steps[0] for curve in curves)
+    last = min(curve.steps[-1] for curve in curves)
+    steps = min(smoothed, key=lambda curve: curve.steps[-1]).steps
+    steps = steps[(steps >= first) & (steps <= last)]
     found = np.stack([np.interp(steps, curve.steps, curve.values) for curve in smoothed])
     mean = np.exp(np.log(found).mean(0)) if panel.log else found.mean(0)
     axes.plot(steps, mean, color=colour, marker="o" if bare else "", markersize=3)
     if len(curves) > 1:
         axes.fill_between(steps, found.min(0), found.max(0), color=colour, alpha=0.18, lw=0)
+    for curve in smoothed:  # A mean would jump where a seed ends.
+        alone = np.where((curve.steps < first) | (curve.steps > last), curve.values, np.nan)
+        if np.isfinite(alone).any():
+            line, *_ = axes.plot(curve.steps, alone, color=colour, alpha=0.6, linewidth=0.8)
+            line.set(marker="o" if bare else "", markersize=2)
+    return any(curve.steps[0] < first or curve.steps[-1] > last for curve in curves)
 
 
-def _dress(axes: Axes, panel: Overlay) -> None:
+def _dress(axes: Axes, panel: Overlay, zero: Sequence[str]) -> None:
+    if zero:
+        told = f"zero: {', '.join(zero)}"
+        axes.text(0.99, 0.99, told, transform=axes.transAxes, ha="right", va="top", fontsize=9)
     if panel.log:
         axes.set_yscale("log")
     axes.set_title(panel.title + (", log scale" if panel.log else ""))

@@ -43,7 +43,7 @@ def h_variance(divergence: str, gap: float, reading: Reading = "squared") -> flo
 def divergence_curves(out: Path, *, r_max: float = 4.0) -> list[Path]:
     """Draw Fig. 3: \\|f'(r)\\| and h(r) of the six divergences.
 
-    Returns: the files written: PNG, SVG, CSV with divergence, r, df, h.
+    Returns: the files written: PNG, SVG, CSV with divergence, r, abs_df, h.
     """
     r = torch.linspace(r_max / 400, r_max, 400, dtype=torch.float64)
     curves = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,20 @@ class History:
         curve = self.curve(key)
         return float(curve.values[-1]) if curve else None
 
+    def late(self, key: str, share: float) -> float | None:
+        """A figure's mean over the last rows that hold it: this share of them, above 0 and at most
+        1, and one at least."""
+        values = self.curve(key).values
+        return float(values[-max(1, round(share * len(values))) :].mean()) if len(values) else None
+
+
+def gone_back(row: Mapping[str, Any], latest: int) -> int | None:
+    """The iteration that a run went on from, where a line of its log says that this is behind the
+    ``latest`` one: what was logged of later ones is to be forgotten. Else None."""
+    if row.get("event") == "resume":
+        return row["step"]
+    return row["step"] - 1 if "event" not in row and row["step"] < latest else None
+
 
 def read_history(path: Path) -> History:
     """Read metrics.jsonl.
@@ -83,16 +98,15 @@ def read_history(path: Path) -> History:
         except json.JSONDecodeError:
             torn += 1
             continue
-        resumed = row.get("event") == "resume"
-        if "event" in row and not resumed:
-            continue
-        state = row["step"] if resumed else row["step"] - 1
-        if rows and (resumed or rows[-1]["step"] > row["step"]):
+        state = gone_back(row, rows[-1]["step"]) if rows else None
+        if state is not None:
             restarts.append(state)
             rows = [kept for kept in rows if kept["step"] <= state]
-        if rows and rows[-1]["step"] == row["step"] and not resumed:
+        if "event" in row:
+            continue
+        if rows and rows[-1]["step"] == row["step"]:
             rows[-1] |= row  # Training's figures, then those of the quick evaluation.
-        elif not resumed:
+        else:
             rows.append(row)
     if not rows:
         raise UserError(f"{path}: nothing was logged yet ({torn} lines unreadable); train first")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -27,9 +28,10 @@ from stack.util.files import fsync, read_json
 JOBS = "jobs.jsonl"
 HEARTBEAT, EARLIER_BEATS = "heartbeat.json", "heartbeats.jsonl"
 KILLED = "ended without a word: killed, or its node failed"
-CANCELLED = "ended by Slurm: cancelled, or a node failed"
+CANCELLED = "cancelled"
 STOPPED = (exits.STOPPED, 128 + signal.SIGTERM, 128 + signal.SIGUSR1)
 """Statuses after a signal to stop, heeded or come before it could be."""
+_TABLE = re.compile(r', "levels/\w+": \[[^"]*\]')
 
 
 @dataclass
@@ -58,13 +60,19 @@ class Attempt:
     training: str = ""
 
 
-def read_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a JSON-lines file that can be read; none where there is no file. A machine
-    that went down may have left one cut short, with the next start's first row behind it."""
-    lines = file.read_text(errors="replace").splitlines() if file.is_file() else []
-    for line in lines:
-        readings = map(_row, (line, line[max(0, line.rfind('{"')) :]))
-        yield from islice(filter(None, readings), 1)
+def read_rows(file: Path, *, tables: bool = True) -> Iterator[dict[str, Any]]:
+    """The lines of a JSON-lines file that can be read, one at a time; none where there is no file.
+    A machine that went down may have left one cut short, with the next start's first row behind it.
+
+    Args: tables: with those per noise level, which are three quarters of a training's log.
+    """
+    if not file.is_file():
+        return
+    with file.open(errors="replace") as lines:
+        for line in lines:
+            text = line if tables else _TABLE.sub("", line)
+            readings = map(_row, (text, text[max(0, text.rfind('{"')) :]))
+            yield from islice(filter(None, readings), 1)
 
 
 def _row(text: str) -> dict[str, Any] | None:

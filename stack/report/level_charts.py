@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from stack.report.curves import MUTED, SERIES, dressed, page_svg
+from stack.report.curves import MUTED, SERIES, dressed, is_zero, page_svg
 from stack.report.folder import RunFolder
 from stack.report.levels import Levels, read_levels
-from stack.report.sections import keys
+from stack.report.sections import keys, said_html
 
 GOOD = 0.02
 """Expected calibration error of a discriminator that can be believed."""
@@ -63,9 +63,7 @@ def level_figures(runs: Mapping[str, Levels | None]) -> str:
         parts.append(_by_level("Calibration error of r", "error", values, list(runs), note, GOOD))
     if weighted:
         values = {name: levels.variances for name, levels in weighted.items()}
-        note = "Var h / (E h)² at each level: where the weighting adds noise."
-        title = "Variance of h by noise level"
-        parts.append(_by_level(title, "variance", values, list(runs), note))
+        parts.append(_variances(values, list(runs)))
     for name, levels in weighted.items():
         low, high = np.exp(levels.r_bounds).tolist()
         parts.append(_heat(f"r by noise level{_of(name, runs)}", levels.r_counts, low, high, name))
@@ -100,6 +98,19 @@ def _reliability(found: Levels) -> Callable[[Axes], None]:
         dressed(axes, "share of data", "predicted share r / (1 + r)")
 
     return draw
+
+
+def _variances(values: Mapping[str, np.ndarray], runs: Sequence[str]) -> str:
+    """Of runs whose h is constant it is said, not drawn."""
+    title = "Variance of h by noise level"
+    zero = [name for name, curve in values.items() if is_zero(curve)]
+    if len(zero) == len(values):
+        return said_html(title, "Zero: h is constant.")
+    note = "Var h / (E h)² at each level: where the weighting adds noise."
+    if zero:
+        note += f" Zero, h is constant: {', '.join(zero)}."
+    drawn = {name: curve for name, curve in values.items() if name not in zero}
+    return _by_level(title, "variance", drawn, runs, note)
 
 
 def _by_level(

@@ -15,7 +15,7 @@ class Metric:
     """One row of the table.
 
     Args:
-        key: in evaluation.json, under "teacher" and "student".
+        key: in evaluation.json, under a model's name such as "teacher" or "student".
         title: what the row is called. hint: what it means, in a few words.
         digits: after the decimal point.
         better: 1 if higher is better, -1 if lower is, 0 if neither.
@@ -51,6 +51,24 @@ METRICS = (
     Metric("latency_seconds", "Latency", "seconds, one picture", 3, -1),
     Metric("images_per_second", "Images per second", "text to pixels", 1, 1),
 )
+
+
+def models_of(evaluation: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The models of an evaluation.json by name, such as "teacher", "teacher_sde" and "student", the
+    student last: its parts that hold any of METRICS."""
+    keys = [metric.key for metric in METRICS]
+    found = {
+        name: part
+        for name, part in evaluation.items()
+        if isinstance(part, Mapping) and any(key in part for key in keys)
+    }
+    return {name: found[name] for name in sorted(found, key="student".__eq__)}
+
+
+def head_html(title: str, figures: Mapping[str, Any], *more: str) -> str:
+    """What stands above a model's column: ``title`` (HTML), its sampler, and ``more`` (text)."""
+    told = ", ".join(filter(None, [figures.get("sampler", ""), *more]))
+    return f"{title}<br>{escape(told)}" if told else title
 
 
 def table_html(columns: Mapping[str, Mapping[str, Any]], marked: Container[str]) -> str:
@@ -106,8 +124,8 @@ def _of_real_data(evaluation: Mapping[str, Any]) -> list[tuple[str, float, int]]
     return rows
 
 
-def tiles_html(evaluation: Mapping[str, Any]) -> str:
-    """The three figures to see first, those that apply."""
+def tiles_html(evaluation: Mapping[str, Any], suite: str = "") -> str:
+    """The three figures to see first, those that apply; of which suite, where that is given."""
     teacher, student = evaluation.get("teacher", {}), evaluation.get("student", {})
     tiles = []
     distances = [model.get("frechet_distance") for model in (student, teacher)]
@@ -117,8 +135,10 @@ def tiles_html(evaluation: Mapping[str, Any]) -> str:
         tiles.append((f"{speedup:.0f}×", "the teacher’s images per second"))
     if (accuracy := student.get("caption_accuracy")) is not None:
         tiles.append((f"{100 * accuracy:.1f}%", "of captions drawn right"))
+    of = f", {suite}" if suite else ""
     inside = "".join(
-        f'<div class="tile"><b>{figure}</b><span>{words}</span></div>' for figure, words in tiles
+        f'<div class="tile"><b>{figure}</b><span>{words}{escape(of)}</span></div>'
+        for figure, words in tiles
     )
     return f'<div class="tiles">{inside}</div>' if tiles else ""
 
@@ -128,7 +148,7 @@ def provenance_html(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
     parts = {name: " ".join(_provenance(found)) for name, found in evaluations.items() if found}
     alike = len(set(parts.values())) == 1
     said = list(parts.values())[:1] if alike else [f"{name}: {t}" for name, t in parts.items() if t]
-    models = [v for found in evaluations.values() for v in found.values() if isinstance(v, dict)]
+    models = [model for found in evaluations.values() for model in models_of(found).values()]
     if any("intervals" in model for model in models):
         said.append(
             "Brackets: 95% intervals over samples, not over training runs; dotted: fewer than "
@@ -142,8 +162,6 @@ def _provenance(evaluation: Mapping[str, Any]) -> Iterator[str]:
     if "samples" in evaluation:
         seed = f", seed {evaluation['seed']}" if "seed" in evaluation else ""
         yield f"{evaluation['samples']:,} pictures by each model{seed}."
-    if "teacher_sampler" in evaluation:
-        yield f"Teacher: {evaluation['teacher_sampler']}."
     if "judge" in evaluation:
         yield "Features and answers are those of a classifier trained on the real data."
     if "device" in evaluation:

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from html import escape
 from math import log
 
-from stack.report.curves import Chart, chart_svg
-from stack.report.history import History
-from stack.report.sections import keys
+import numpy as np
+
+from stack.report.curves import Chart, chart_svg, is_zero
+from stack.report.history import Curve, History
+from stack.report.sections import keys, said_html
 
 _QUANTILES = ("p10", "p50", "p90")
 
@@ -38,6 +40,7 @@ class Panel:
         curves: by logged figure.
         prefix: draw every figure under this prefix that no other panel names.
         band: draw this figure's p10, p50 and p90; of several runs p50, as `middle`.
+        zero: why a figure may be zero all along, which is said instead of drawn.
         exact, log, limits: as in `Chart`.
     """
 
@@ -47,6 +50,7 @@ class Panel:
     prefix: str = ""
     band: str = ""
     middle: Line = Line("median")
+    zero: str = ""
     exact: bool = False
     log: bool = False
     limits: tuple[float | None, float | None] = (None, None)
@@ -92,6 +96,7 @@ PANELS = (
         "Variance of h",
         "Var h / (E h)²",
         {"h/variance": Line("", "Noise that the weighting adds to the student's gradient.")},
+        zero="h is constant",
         log=True,
         limits=(0, None),
     ),
@@ -163,7 +168,7 @@ def charts_html(runs: Mapping[str, History]) -> str:
         for panel in PANELS
         if (lines := _lines(panel, histories))
         for figure in (
-            _one(panel, lines, *histories) if len(runs) == 1 else _each(panel, lines, histories)
+            _one(panel, lines, *histories) if len(runs) == 1 else _each(panel, lines, runs)
         )
     ]
     return f'<div class="charts">{"".join(figures)}</div>'
@@ -182,6 +187,9 @@ def _lines(panel: Panel, runs: Sequence[History]) -> dict[str, Line]:
 
 def _one(panel: Panel, lines: Mapping[str, Line], run: History) -> Iterator[str]:
     """One chart of a run's lines."""
+    if panel.zero and all(is_zero(run.curve(figure).values) for figure in lines):
+        yield said_html(panel.title, f"Zero: {panel.zero}.")
+        return
     notes = [line.note for line in lines.values() if line.note]
     chart = Chart(
         panel.y_label,
@@ -199,20 +207,27 @@ def _one(panel: Panel, lines: Mapping[str, Line], run: History) -> Iterator[str]
     yield _figure(panel.title, legend, chart, " ".join(notes))
 
 
-def _each(panel: Panel, lines: Mapping[str, Line], runs: Sequence[History]) -> Iterator[str]:
+def _each(panel: Panel, lines: Mapping[str, Line], runs: Mapping[str, History]) -> Iterator[str]:
     """A chart per line, with a curve of every run in the run's colour."""
     alone = len(panel.curves) == 1
     for figure, line in lines.items():
+        title = panel.title if alone else f"{panel.title}: {line.name}"
+        curves = {name: run.curve(figure) for name, run in runs.items()}
+        zero = [n for n, curve in curves.items() if panel.zero and is_zero(curve.values)]
+        told = f"Zero, {panel.zero}: {', '.join(zero)}." if zero else ""
+        curves |= dict.fromkeys(zero, Curve(np.empty(0), np.empty(0)))
+        if not any(curves.values()):
+            yield said_html(title, told)
+            continue
         chart = Chart(
             panel.y_label,
-            lines=[run.curve(figure) for run in runs],
+            lines=list(curves.values()),
             exact=panel.exact,
             log=panel.log,
             references=_references([line]),
             limits=panel.limits,
         )
-        title = panel.title if alone else f"{panel.title}: {line.name}"
-        yield _figure(title, "", chart, line.note)
+        yield _figure(title, "", chart, f"{line.note} {told}".strip())
 
 
 def _references(lines: Iterable[Line]) -> list[float]:

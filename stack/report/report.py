@@ -12,7 +12,14 @@ import numpy as np
 from stack.report.canvas import DIVERGENCES
 from stack.report.folder import RunFolder, open_run
 from stack.report.level_charts import levels_html
-from stack.report.metrics_table import provenance_html, real_html, table_html, tiles_html
+from stack.report.metrics_table import (
+    head_html,
+    models_of,
+    provenance_html,
+    real_html,
+    table_html,
+    tiles_html,
+)
 from stack.report.panels import charts_html
 from stack.report.published_table import published_html
 from stack.report.sections import (
@@ -41,7 +48,7 @@ def write_report(path: Path, out: Path | None = None) -> Path:
     run = open_run(path)
     body = [
         _header(run.name, run.recipe),
-        tiles_html(run.evaluation),
+        tiles_html(run.evaluation, _newest(run)),
         alerts_html({run.name: run}),
         _results(run),
         *(published_html(s, {run.name: e.get("student", {})}) for s, e in run.evaluations.items()),
@@ -73,21 +80,39 @@ def _header(name: str, recipe: Mapping[str, Any]) -> str:
 def _results(run: RunFolder) -> str:
     """The table and the pictures, side by side where there is room for both."""
     scatter = scatters(run.path)
-    quality = "" if scatter and not run.evaluation else _quality(run)
+    quality = "" if scatter and not run.evaluations else _quality(run)
     sections = f"{quality}{_pictures(run.path, scatter)}"
-    return f'<div class="pair">{sections}</div>' if run.evaluation else sections
+    return f'<div class="pair">{sections}</div>' if run.evaluations else sections
+
+
+def _newest(run: RunFolder) -> str:
+    """The suite of the newest evaluation, where there are several."""
+    if len(run.evaluations) < 2:
+        return ""
+    return next((s for s, found in run.evaluations.items() if found is run.evaluation), "")
 
 
 def _quality(run: RunFolder) -> str:
-    if run.evaluation:
-        names = [name for name in ("teacher", "student") if name in run.evaluation]
-        models: dict[str, Any] = {name: run.evaluation[name] for name in names}
-        inside = table_html(models, marked=names) + real_html(run.evaluation)
-        inside += provenance_html({run.name: run.evaluation})
+    """A table per suite, with a column of every model that it measured."""
+    if run.evaluations:
+        several = len(run.evaluations) > 1
+        inside = "".join(
+            (f"<h3>{escape(suite)}</h3>" if several else "") + _suite(run.name, evaluation)
+            for suite, evaluation in run.evaluations.items()
+        )
     else:
         how = f"python -m stack evaluate {escape(str(run.path))}"
         inside = f"<p>Not evaluated yet: <code>{how}</code> measures both.</p>"
     return f"<section><h2>Teacher and student</h2>{inside}</section>"
+
+
+def _suite(name: str, evaluation: Mapping[str, Any]) -> str:
+    models = {
+        head_html(f"<b>{escape(model)}</b>", figures): figures
+        for model, figures in models_of(evaluation).items()
+    }
+    table = table_html(models, marked=models)
+    return table + real_html(evaluation) + provenance_html({name: evaluation})
 
 
 def _pictures(run: Path, scatter: Sequence[Path]) -> str:

@@ -134,6 +134,13 @@ def scatters(run: Path) -> list[Path]:
     return sorted((run / "samples").glob("modes*.png"))
 
 
+def said_html(title: str, words: str) -> str:
+    """A chart's place, with words where there is nothing to draw."""
+    return (
+        f"<figure><figcaption><h3>{escape(title)}</h3></figcaption><p>{escape(words)}</p></figure>"
+    )
+
+
 def grids_html(runs: Mapping[str, RunFolder]) -> str:
     """The newest grid, or the points in the plane, of every run that has any."""
     parts = []

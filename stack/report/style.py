@@ -40,6 +40,7 @@ p { margin: 8px 0; max-width: 72ch; }
 .lead { margin-top: 10px; color: var(--muted); }
 .reading { margin-top: 28px; }
 .note { color: var(--muted); font-size: 14px; }
+.note + h3 { margin-top: 28px; }
 code { font: .92em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 .tiles { display: flex; flex-wrap: wrap; gap: 12px 56px; margin: 32px 0 0; }
 .tile b { display: block; font: 600 40px/1.1 Charter, Georgia, serif; }

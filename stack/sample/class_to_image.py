@@ -5,8 +5,10 @@ The noise of a picture is keyed by its index, so it does not depend on the batch
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Any, Self
 
 import torch
@@ -27,6 +29,9 @@ from stack.sample.generate import Kind, denoiser_facts
 from stack.util import keyed
 from stack.util.errors import UserError
 
+log = logging.getLogger(__name__)
+
+HEUN_STEPS = {"ddpm++": 18, "adm": 40}
 _CHURN = {"ddpm++": CIFAR10_CHURN, "adm": IMAGENET64_CHURN}
 """By architecture: what EDM took for the network it published of each."""
 
@@ -45,6 +50,11 @@ class ClassToImage:
     device: torch.device
     steps: int = 1
     churn: Churn | None = None
+
+    @property
+    def classes(self) -> int:
+        """That its conditions number; 0 where it takes none."""
+        return self.denoiser.config.label_dim
 
     @property
     def nfe(self) -> int:
@@ -107,14 +117,15 @@ class ClassToImage:
         """uint8 pictures (B, 3, H, W), on the CPU.
 
         Args:
-            conditions: B class numbers, or empty strings where the network has no classes.
+            conditions: B class numbers. Without classes, empty strings; numbers, as suites of
+                classes have them, then say nothing, which is told.
             indices: (B,) int64, which key the noise.
 
         Raises:
             UserError: the network has no such class.
         """
         indices = indices.to(self.device)
-        c = one_hot([*map(self._class, conditions)], self.denoiser.config.label_dim)
+        c = one_hot([*map(self._class, conditions)], self.classes)
 
         def fresh(step: int) -> Tensor:
             return self.noise(seed, indices, step)
@@ -122,15 +133,26 @@ class ClassToImage:
         return self.images(c.to(self.device), self.noise(seed, indices), fresh).cpu()
 
     def _class(self, condition: str) -> int:
-        classes = self.denoiser.config.label_dim
-        if condition == "" and not classes:
+        numbered = condition.isdecimal()
+        if not self.classes:
+            if condition and not numbered:
+                raise UserError(
+                    f"class: {condition!r}: the network has none; its condition is the empty one"
+                )
+            if numbered:
+                _tell_of_no_classes()
             return 0
-        if condition.isdecimal() and int(condition) < classes:
-            return int(condition)
-        known = f"one of 0 to {classes - 1}" if classes else "no class: the network knows none"
-        raise UserError(f"class: {condition!r} is not {known}")
+        if not numbered or int(condition) >= self.classes:
+            raise UserError(f"class: {condition!r} is not one of 0 to {self.classes - 1}")
+        return int(condition)
 
 
 def grid_classes(classes: int, columns: int = 10, rows: int = 4) -> list[str]:
     """Conditions of a grid with a column a class where there are up to ``columns`` of them."""
     return [str(i % min(classes, columns)) if classes else "" for i in range(rows * columns)]
+
+
+@cache
+def _tell_of_no_classes() -> None:
+    """Once a process: a long evaluation would say it of every picture."""
+    log.warning("the network has no classes: the number of one changes nothing")

@@ -9,10 +9,18 @@ from pathlib import Path
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
+from stack.nets.weights import plain_names
 from stack.util.files import read_json, write_json
 
 ONE_STEP = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "steps_offset": 0}
 """DDIMScheduler settings with which one step from t = 999 returns x0."""
+
+
+_KEPT = (
+    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
+    *("rescale_betas_zero_snr", "prediction_type"),
+)
+"""The teacher's noise schedule."""
 
 
 def save_pipeline(unet: UNet2DConditionModel, teacher: Path, out: Path) -> Path:
@@ -28,12 +36,12 @@ def save_pipeline(unet: UNet2DConditionModel, teacher: Path, out: Path) -> Path:
     for part in sorted(teacher.iterdir()):
         if part.is_dir() and part.name not in ("unet", "scheduler"):
             shutil.copytree(part, staging / part.name)
+            plain_names(staging / part.name)
     name_text_keys(staging)
     unet.save_pretrained(staging / "unet")
     scheduler = read_json(teacher / "scheduler" / "scheduler_config.json")
-    kept = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
     config = {"_class_name": "DDIMScheduler", "clip_sample": False}
-    config |= {key: scheduler[key] for key in kept if key in scheduler} | ONE_STEP
+    config |= {key: scheduler[key] for key in _KEPT if key in scheduler} | ONE_STEP
     write_json(staging / "scheduler" / "scheduler_config.json", config)
     index["scheduler"] = ["diffusers", "DDIMScheduler"]
     for name, value in index.items():

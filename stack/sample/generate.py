@@ -38,6 +38,10 @@ class Sampler(Protocol):
     """What makes pictures of conditions: captions, or numbers of classes written out."""
 
     @property
+    def classes(self) -> int | None:
+        """That its conditions number, 0 where it takes none; None where they are captions."""
+
+    @property
     def steps(self) -> int:
         """Of its solver; a student has one."""
 
@@ -98,6 +102,10 @@ class TextToImage:
     steps: int = 1
     guidance: float = 1.0
     sampler: Literal["ddim", "ancestral"] = "ddim"
+
+    @property
+    def classes(self) -> None:
+        """Its conditions are captions."""
 
     @property
     def nfe(self) -> int:

@@ -51,25 +51,47 @@ GPUS = {
 """H100 and H200 are those of HGX boards; other forms of them are slower."""
 
 
+_CALLED = {
+    "A100-SXM4-40GB": "a100-40gb",
+    "A100-PCIE-40GB": "a100-40gb",
+    "A100-SXM4-80GB": "a100-80gb",
+    "A100 80GB PCIe": "a100-80gb",
+    "H100 80GB HBM3": "h100",
+    "H200": "h200",
+    "B200": "b200",
+    "L40S": "l40s",
+    "GeForce RTX 4090": "rtx4090",
+    "GeForce RTX 3090": "rtx3090",
+}
+"""What CUDA calls them, behind the vendor's name. A word more is another card: H200 NVL, RTX 4090
+D, RTX 4090 Laptop GPU, a part of one by MIG; so is GB200."""
+
+
 def gpu_named(device: str) -> Gpu | None:
-    """The one of GPUS that CUDA calls so; None for any other."""
-    name = device.lower().replace(" ", "")
-    if any(form in name for form in ("pcie", "nvl")) and "h100" in name:
-        return None
-    return next((gpu for key, gpu in GPUS.items() if key.partition("-")[0] in name), None)
+    """The one of GPUS that CUDA calls so; None for any other, whose rates are not known."""
+    kind = _CALLED.get(device.removeprefix("NVIDIA "))
+    return GPUS[kind] if kind else None
 
 
 @dataclass(frozen=True)
 class Network:
-    """Parameters of a trained network, the same of its largest block, the bytes of optimizer state
-    for each, and how often an iteration gathers it where it is cut over ranks: (when the student
-    moves, when the critics alone do)."""
+    """A trained network. What has two values has one for iterations in which the student moves, and
+    one for those in which the critics alone do.
+
+    Args:
+        parameters, block: of it all, and of its largest block.
+        optimizer: kind of it, which decides the bytes of its state.
+        gathered: parameters that a micro-batch gathers where they are cut over ranks, those that it
+            gathers twice counted twice.
+        reached: parameters that a micro-batch's backwards come to, those of two of them counted
+            twice; none if the network does not move.
+    """
 
     parameters: int
     block: int
     optimizer: str
-    gathers: tuple[int, int]
-    moves: tuple[bool, bool]
+    gathered: tuple[int, int]
+    reached: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -83,6 +105,7 @@ class Work:
             and gradients. drawn: bytes beyond weights while a sample grid is made, without the
             average's copy.
         flops: of all samples, when the student moves and when the critics alone do.
+        text_flops: of all samples' captions, in float32, in each iteration.
         student_every: k, iterations of which the student moves in one.
         batch: samples. micro_batches: of a rank. sample_bytes: read for a sample.
         consulted: parameters of the teacher that a micro-batch uses, those used twice counted
@@ -102,6 +125,7 @@ class Work:
     sample_bytes: int
     drawn: int = 0
     consulted: tuple[int, int] = (0, 0)
+    text_flops: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -225,31 +249,44 @@ def _teachers(turn: int, work: Work, place: Place) -> list[Sent]:
 
 
 def _sent_for(network: Network, turn: int, work: Work, place: Place) -> list[Sent]:
-    stage, node, moves = _stage(place), place.node, network.moves[turn]
-    reduced = network.parameters * _FLOAT if moves else 0
-    forward = network.parameters * (_HALF if place.bf16 else _FLOAT)
-    gathered = network.gathers[turn] * work.micro_batches * forward
+    stage, node, reached = _stage(place), place.node, network.reached[turn] * _FLOAT
+    once = network.parameters * _FLOAT if reached else 0
+    low = _HALF if place.bf16 else _FLOAT
+    gathered = network.gathered[turn] * work.micro_batches * low
     if stage:
-        times = work.micro_batches if stage >= 2 else 1
+        # Stage 1 reduces what all backwards have left; the others what each leaves.
+        reduced = reached * work.micro_batches if stage >= 2 else once
         if stage < 3:
-            gathered = forward if moves else 0
-        return [ring(gathered, place.ranks, node), ring(reduced * times, place.ranks, node)]
+            gathered = network.parameters * low if reached else 0
+        return [ring(gathered, place.ranks, node), ring(reduced, place.ranks, node)]
     if place.backend == "fsdp":
         part, copies = place.shard, place.ranks // place.shard
-        between = ring(2 * reduced / part, copies, node, apart=part)
+        between = ring(2 * reached / part, copies, node, apart=part)
         # Block by block, so those of several blocks, in the node and beyond, are under way at once.
-        own = ring(gathered + reduced, part, node)
+        own = ring(gathered + reached, part, node)
         return [Sent(own.inside + between.inside, own.across + between.across)]
-    return [ring(2 * reduced, place.ranks, node)]
+    return [ring(2 * once, place.ranks, node)]
+
+
+def text_seconds(work: Work, place: Place, share: float) -> float:
+    """Of an iteration's captions, if GPUs reach `share` of their dense rate in float32."""
+    return work.text_flops / (place.gpu.fp32 * share * place.ranks)
+
+
+def computing(work: Work, place: Place, share: float) -> tuple[float, float]:
+    """Seconds of an iteration with and without the student in which nothing is sent, captions'
+    included."""
+    rate = (place.gpu.bf16 if place.bf16 else place.gpu.fp32) * share * place.ranks
+    text = text_seconds(work, place, share)
+    return work.flops[0] / rate + text, work.flops[1] / rate + text
 
 
 def seconds(work: Work, place: Place, share: float) -> tuple[float, float]:
     """Of an iteration with and without the student, if GPUs reach `share` of their dense rate, and
     nothing is sent while they compute."""
-    rate = (place.gpu.bf16 if place.bf16 else place.gpu.fp32) * share * place.ranks
     with_student, without = (
-        flops / rate + sum(part.seconds(place.gpu) for part in parts)
-        for flops, parts in zip(work.flops, sent(work, place), strict=True)
+        busy + sum(part.seconds(place.gpu) for part in parts)
+        for busy, parts in zip(computing(work, place, share), sent(work, place), strict=True)
     )
     return with_student, without
 

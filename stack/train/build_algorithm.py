@@ -10,7 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from stack.checkpoint.folders import is_step, step_of
 from stack.checkpoint.verify import checkpoint_of
+from stack.config.load import stored_recipe
 from stack.config.schema import DistillRecipe
 from stack.diffusion.timesteps import UniformTimes
 from stack.fdistill.algorithm import FDistill
@@ -186,12 +188,17 @@ def _check_times(recipe: DistillRecipe, steps: int) -> None:
 def warm_start(
     init_from: str | None, ranks: Ranks = ALONE
 ) -> Callable[[Sequence[LocalWeights]], None]:
-    """What fills the weights of a run that starts with those of another's checkpoint."""
+    """What fills the weights of a run that starts with those of another's checkpoint: the last of
+    a run that has ended, or any that is named."""
 
     def start(networks: Sequence[LocalWeights]) -> None:
         if init_from is None:
             return
         folder = checkpoint_of(Path(init_from), "init_from: ", ranks)
+        if not is_step(Path(init_from)):
+            check_ended(Path(init_from), folder)
+        if ranks.first:
+            print(f"init_from: {folder}")
         for weights in networks:
             try:
                 weights.write(stored_weights(folder, weights.name))
@@ -199,3 +206,19 @@ def warm_start(
                 raise UserError(f"init_from: {folder}: {error}") from None
 
     return start
+
+
+def check_ended(run: Path, newest: Path) -> None:
+    """Refuse a run that has iterations to go: what starts from it by its name wants its end."""
+    try:
+        recipe = stored_recipe(run)
+    except UserError as error:
+        raise UserError(f"init_from: {error}") from None
+    if not isinstance(recipe, DistillRecipe):
+        raise UserError(f"init_from: {run}: job: {recipe.job}: not a run of stack distill")
+    if step_of(newest) < recipe.iterations:
+        raise UserError(
+            f"init_from: {run}: not at its end: the newest whole checkpoint is of iteration "
+            f"{step_of(newest)} of {recipe.iterations}; go on with that run by --resume, or name "
+            f"the checkpoint to take: init_from={newest}"
+        )

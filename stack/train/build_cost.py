@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from stack.config.schema import DistillRecipe
 from stack.fdistill.algorithm import Batch, FDistill, Noise
@@ -24,6 +25,34 @@ from stack.train.build_subject import Subject
 from stack.train.imagined import ImaginedGPU
 
 _META = torch.device("meta")
+_KNOWN: dict[Hashable, Any] = {}
+"""What this process has counted, by all that decides it."""
+
+T = TypeVar("T")
+Tell = Callable[[str], None]
+"""Told what is counted next, which may take seconds."""
+
+
+def quiet(what: str) -> None:
+    """Tell nobody."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Parameters.
+
+    Args:
+        network: of the teacher, which are those of the student and of the fake score. heads: of
+            all. block: of the network's largest block.
+        encoder: that a pass for features needs where the network is gathered block by block, and
+            what is in none of them as one; reached: of the layers that it comes to.
+    """
+
+    network: int
+    heads: int
+    block: int
+    encoder: int
+    reached: int
 
 
 @dataclass(frozen=True)
@@ -60,37 +89,33 @@ class Imagined:
         self.batch = Batch(torch.arange(batch, device=_META), x0, c, c)
         self.noise = Noise(0, 0, self.batch.positions)
 
-    def forward(self) -> None:
-        with torch.no_grad():
-            self.networks.teacher(
-                self.batch.x0, torch.zeros_like(self.batch.positions), self.batch.c
-            )
+    def generate(self) -> Tensor:
+        """The student's sample, which costs a forward."""
+        return self.algorithm.generate(self.batch, self.noise)
 
-    def student(self) -> Tensor:
-        """A student step; its sample, for the critics."""
+    def move(self, x: Tensor) -> None:
+        """What a student step does with its sample."""
         algorithm = self.algorithm
-        x = algorithm.generate(self.batch, self.noise)
         with algorithm.fake_weights.frozen(), algorithm.heads_weights.frozen():
             loss, _ = algorithm.student_loss(x, self.batch, self.noise)
             algorithm.student_weights.backward(loss)
-        return x.detach()
 
-    def critic(self, x: Tensor | None = None) -> None:
-        """A critic step, with a sample of its own or the student step's."""
-        if x is None:
-            with torch.no_grad():
-                x = self.algorithm.generate(self.batch, self.noise)
-        fake, discriminator, _ = self.algorithm.critic_losses(x, self.batch, self.noise)
+    def criticise(self, x: Tensor) -> None:
+        """What a critic step does with a sample."""
+        fake, discriminator, _ = self.algorithm.critic_losses(x.detach(), self.batch, self.noise)
         self.algorithm.fake_weights.backward(fake)
         self.algorithm.heads_weights.backward(discriminator)
 
-    def sweep(self) -> None:
-        with torch.no_grad():
-            x, t = self.algorithm.generate(self.batch, self.noise), self.batch.positions
-            self.networks.heads(self.networks.teacher.features(x, t, self.batch.c))
+    @torch.no_grad()
+    def look(self, x: Tensor) -> None:
+        """What the sweep before several micro-batches does with a sample."""
+        teacher, batch = self.networks.teacher, self.batch
+        self.networks.heads(teacher.features(x, batch.positions, batch.c))
 
     def joint(self) -> None:
-        self.critic(self.student())
+        x = self.generate()
+        self.move(x)
+        self.criticise(x)
 
     def held(self) -> Iterator[Tensor]:
         """Weights and gradients."""
@@ -108,43 +133,130 @@ def _weights(name: str, module: nn.Module) -> LocalWeights:
     return LocalWeights(name, module, optimizer, lr_at=lambda step: 1.0, max_norm=1.0)
 
 
-def count_flops(recipe: DistillRecipe, subject: Subject) -> Flops:
+class _Flops(TorchDispatchMode):
+    """Counts as torch's FlopCounterMode does, by its formulas, but not module by module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula:
+            self.total += formula(*args, **(kwargs or {}), out_val=result)
+        return result
+
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, always inside of this mode."""
+
+        def inside(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return function(*args, **kwargs)
+
+        return inside
+
+
+def _once(
+    recipe: DistillRecipe, subject: Subject, key: tuple[Hashable, ...], count: Callable[[], T]
+) -> T:
+    """What is counted, or was before. Beside the ``key`` a network's shape decides it, and what
+    the recipe's steps do with a sample."""
+    decides = recipe.model_dump_json(include={"gan", "guidance", "ratio"})
+    known = (subject.shape, decides, *key)
+    if known not in _KNOWN:
+        _KNOWN[known] = count()
+    found: T = _KNOWN[known]
+    return found
+
+
+def count_flops(recipe: DistillRecipe, subject: Subject, tell: Tell = quiet) -> Flops:
     """FLOPs of a sample; attention included, a multiply and an add being two."""
-    # Neither precision nor compilation changes a count; sdpa on the meta device is plain products.
-    plain = _changed(recipe, attention="sdpa", compile=False, checkpointing="none")
-    imagined = Imagined(plain, subject, 1)
-    steps = (imagined.forward, imagined.student, imagined.critic, imagined.sweep)
-    forward, student, critic, sweep = map(_count, steps)
-    return Flops(forward, student, critic, student + critic - forward, sweep)
+
+    def count() -> Flops:
+        tell("operations of a sample")
+        imagined = _plain(recipe, subject)
+        with _Flops() as forward:  # The student's, which is the teacher's copy.
+            x = imagined.generate()
+        rest = []
+        for part in (imagined.move, imagined.criticise, imagined.look):
+            with _Flops() as counter:
+                part(x)
+            rest.append(counter.total)
+        move, criticise, look = rest
+        one = forward.total
+        return Flops(one, one + move, one + criticise, one + move + criticise, one + look)
+
+    return _once(recipe, subject, ("flops",), count)
 
 
-def count_again(recipe: DistillRecipe, subject: Subject, flops: Flops) -> int:
+def count_again(recipe: DistillRecipe, subject: Subject, tell: Tell = quiet) -> int:
     """FLOPs of a sample that the backward of the student, or of the fake score, computes a second
     time: with `full` nearly a forward, with `selective` none that count."""
     if recipe.compute.checkpointing != "full":
         return 0
-    again = _changed(recipe, attention="sdpa", compile=False)
-    return _count(Imagined(again, subject, 1).student) - flops.student
+
+    def count() -> int:
+        tell("operations that are done again")
+        imagined, counter = _plain(recipe, subject), _Flops()
+        student = imagined.networks.student
+        blocks = list(student.blocks())
+        for block in blocks:
+            block.forward = counter.around(block.forward)  # type: ignore[method-assign]
+        recompute(blocks, "full")
+        x = imagined.generate()
+        once = counter.total
+        x.sum().backward()
+        return counter.total - once
+
+    return _once(recipe, subject, ("again",), count)
 
 
-def _count(step: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        step()
-    return counter.get_total_flops()
+def count_sizes(recipe: DistillRecipe, subject: Subject) -> Sizes:
+    """Parameters of the networks, and of those parts that are gathered at a time."""
+
+    def count() -> Sizes:
+        imagined = _plain(recipe, subject)
+        teacher, heads = imagined.networks.teacher, imagined.networks.heads
+        assert isinstance(teacher, SDDenoiser | EdmDenoiser)
+        assert isinstance(heads, nn.Module)
+        blocks = list(teacher.blocks())
+        layers = [part for part in teacher.modules() if any(True for _ in part.parameters(False))]
+        whole = size_of(teacher)
+        encoder, reached = (
+            whole - sum(map(size_of, unused_by_features(imagined, parts)))
+            for parts in (blocks, layers)
+        )
+        block = max((size_of(block) for block in blocks), default=0)
+        return Sizes(whole, size_of(heads), block, encoder, reached)
+
+    return _once(recipe, subject, ("sizes",), count)
 
 
-def unused_by_features(imagined: Imagined) -> list[nn.Module]:
-    """Blocks of the teacher that a pass for features does not come to."""
-    teacher, batch = imagined.networks.teacher, imagined.batch
+def size_of(module: nn.Module) -> int:
+    """Parameters of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def unused_by_features(imagined: Imagined, parts: Iterable[nn.Module]) -> list[nn.Module]:
+    """Those parts of the teacher that a pass for features does not come to."""
+    teacher, batch, parts = imagined.networks.teacher, imagined.batch, list(parts)
     used: set[nn.Module] = set()
-    assert isinstance(teacher, SDDenoiser | EdmDenoiser)
-    blocks = list(teacher.blocks())
-    hooks = [block.register_forward_hook(lambda part, *_: used.add(part)) for block in blocks]
+    hooks = [part.register_forward_hook(lambda part, *_: used.add(part)) for part in parts]
     with torch.no_grad():
         teacher.features(batch.x0, batch.positions, batch.c)
     for hook in hooks:
         hook.remove()
-    return [block for block in blocks if block not in used]
+    return [part for part in parts if part not in used]
+
+
+def _plain(recipe: DistillRecipe, subject: Subject, batch: int = 1) -> Imagined:
+    """Networks that compute nothing twice; neither precision nor compilation changes a count, and
+    sdpa on the meta device is plain products."""
+    plain = _changed(recipe, attention="sdpa", compile=False, checkpointing="none")
+    return Imagined(plain, subject, batch)
 
 
 def _changed(recipe: DistillRecipe, **compute: Any) -> DistillRecipe:
@@ -154,7 +266,7 @@ def _changed(recipe: DistillRecipe, **compute: Any) -> DistillRecipe:
 
 
 def count_activations(
-    recipe: DistillRecipe, subject: Subject, batch: int, *, grown: bool = True
+    recipe: DistillRecipe, subject: Subject, batch: int, *, grown: bool = True, tell: Tell = quiet
 ) -> int:
     """Bytes beyond weights at the peak of a micro-batch of ``batch`` samples, in which all networks
     move, on a CUDA GPU: with flash attention, unless the recipe's is math.
@@ -163,15 +275,24 @@ def count_activations(
         grown: gradients are there before, and are not counted: those of other micro-batches, or
             parts of them; else they are made, one by one, by the backward, and counted.
     """
-    keep_all = {"attention": "sdpa", "compile": False, "checkpointing": "none"}
-    imagined = Imagined(_changed(recipe, **keep_all), subject, batch)
     gpu = ImaginedGPU(bf16=recipe.precision == "bf16", flash=recipe.compute.attention != "math")
+    checkpointing = recipe.compute.checkpointing
+
+    def count() -> int:
+        tell(f"activations, batch {batch}, compute.checkpointing={checkpointing}")
+        return _peak(_plain(recipe, subject, batch), gpu, checkpointing, grown=grown)
+
+    key = ("activations", gpu.bf16, gpu.flash, checkpointing, batch, grown)
+    return _once(recipe, subject, key, count)
+
+
+def _peak(imagined: Imagined, gpu: ImaginedGPU, checkpointing: str, *, grown: bool) -> int:
     for network in (imagined.networks.student, imagined.networks.fake):
         blocks = list(network.blocks())
         for block in blocks:
             # A backward that computes a block again is no longer inside of the mode.
             block.forward = gpu.around(block.forward)  # type: ignore[method-assign]
-        recompute(blocks, recipe.compute.checkpointing)
+        recompute(blocks, checkpointing)
         network.forward = gpu.around(network.forward, whole=True)  # type: ignore[method-assign]
     teacher = imagined.networks.teacher
     assert isinstance(teacher, nn.Module)

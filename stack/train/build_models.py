@@ -52,7 +52,7 @@ def models_of_folder(
     it takes one step, else a teacher by each kind of sampler.
 
     Args:
-        steps: 1 if None for a pipeline that stack export wrote; of others, 25 (EDM: 18).
+        steps: if None, 1 for what stack export wrote; else 25, of an EDM network 18 (ADM: 40).
         guidance: 1 if None.
 
     Raises:

@@ -45,18 +45,18 @@ def run_recipe(run: Path) -> DistillRecipe:
 
 
 def teacher_and_student(run: Path) -> tuple[DistillRecipe, Sampler, Sampler]:
-    """Both models of a run, in evaluation mode."""
+    """Both models of a run, in evaluation mode: pipelines in the precision that it trains in, EDM
+    networks in float32, for their published figures are not of bfloat16 networks."""
     recipe = run_recipe(run)
-    device, bf16 = device_of(recipe.device), recipe.precision == "bf16"
-    steps = recipe.evaluation.teacher_steps
+    device, steps = device_of(recipe.device), recipe.evaluation.teacher_steps
     if isinstance(recipe.teacher, SDTeacher):
-        folder = _pipeline(recipe.teacher)
+        folder, bf16 = _pipeline(recipe.teacher), recipe.precision == "bf16"
         pipeline = partial(pipeline_sampler, folder, device=device, bf16=bf16)
         unet = _filled(load_unet(folder), "unet.", run, recipe)
         return recipe, pipeline(steps=steps, guidance=recipe.guidance), pipeline(unet)
     assert isinstance(recipe.teacher, EdmTeacher)
     path, levels = recipe.teacher.path, recipe.teacher.levels
-    edm = partial(edm_sampler, path, levels=levels, device=device, bf16=bf16)
+    edm = partial(edm_sampler, path, levels=levels, device=device, bf16=False)
     network = _filled(_edm(recipe.teacher), "model.", run, recipe)
     return recipe, edm(steps=steps), edm(network)
 
@@ -90,7 +90,7 @@ def save_student(
         )
     assert isinstance(recipe.teacher, EdmTeacher)
     network = _filled(_edm(recipe.teacher), "model.", run, recipe, average)
-    return save_edm(network.half() if fp16 else network, to), (
+    return save_edm(network.half() if fp16 else network, to, steps=1), (
         "load it with stack.nets.edm_files.load_edm; EdmDenoiser makes a picture of noise of "
         "standard deviation 80 in one call at sigma 80"
     )

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from stack.config.schema import DistillRecipe, SDTeacher
 from stack.data.lanes import check_divides
 from stack.nets.vae import DECODING
@@ -22,19 +20,23 @@ from stack.train.budget import (
     Work,
     average,
     checkpoint_bytes,
+    computing,
     memory,
     read_bytes,
     seconds,
     sent,
+    text_seconds,
 )
 from stack.train.build import lanes_of, micro_batches_of
 from stack.train.build_cost import (
     Flops,
-    Imagined,
+    Sizes,
+    Tell,
     count_activations,
     count_again,
     count_flops,
-    unused_by_features,
+    count_sizes,
+    quiet,
 )
 from stack.train.build_subject import Subject
 from stack.util.errors import UserError
@@ -67,8 +69,12 @@ class Plan:
     @property
     def computing_seconds(self) -> float:
         """Of an iteration, without what is sent."""
-        rate = self.place.gpu.bf16 if self.place.bf16 else self.place.gpu.fp32
-        return average(self.work, self.work.flops) / (rate * self.share * self.place.ranks)
+        return average(self.work, computing(self.work, self.place, self.share))
+
+    @property
+    def text_seconds(self) -> float:
+        """Of an iteration, for its captions."""
+        return text_seconds(self.work, self.place, self.share)
 
     def bytes_sent(self, *, inside: bool) -> float:
         """Of a GPU in an iteration, to its node's or to other nodes."""
@@ -98,6 +104,8 @@ class Plan:
             },
             "flops_per_iteration": flops,
             "flops": flops * iterations,
+            "text_flops_per_iteration": self.work.text_flops,
+            "text_seconds_per_iteration": self.text_seconds,
             "bytes_communicated": self.bytes_sent(inside=True) + self.bytes_sent(inside=False),
             "bytes_between_nodes": self.bytes_sent(inside=False),
             "share_of_peak": self.share,
@@ -118,18 +126,25 @@ class Planner:
     Args:
         gpus, node: GPUs, and how many of them a node has.
         share: of the GPU's dense rate that steps reach.
+        tell: of what is counted, as it begins.
 
     Raises:
         UserError: the share is none.
     """
 
-    def __init__(self, subject: Subject, gpu: Gpu, gpus: int, node: int, share: float) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        gpu: Gpu,
+        gpus: int,
+        node: int,
+        share: float,
+        tell: Tell = quiet,
+    ) -> None:
         if not 0 < share <= 1:
             raise UserError(f"--share: {share:g}: not above 0 and at most 1")
         self.subject, self.gpu, self.gpus, self.node, self.share = subject, gpu, gpus, node, share
-        self._flops: Flops | None = None
-        self._activations: dict[tuple[Any, ...], int] = {}
-        self._recomputed: dict[str, int] = {}
+        self.tell = tell
 
     def plan(self, recipe: DistillRecipe) -> Plan:
         """Memory, time and traffic of a recipe.
@@ -140,7 +155,7 @@ class Planner:
         ranks, parallel = Ranks(world_size=self.gpus), recipe.parallel
         micro_batches = micro_batches_of(recipe, ranks)
         _check(recipe, ranks)
-        self._flops = self._flops or count_flops(recipe, self.subject)
+        flops = count_flops(recipe, self.subject, self.tell)
         samples = recipe.batch_size // self.gpus // micro_batches
         sharded = parallel.backend.startswith("zero") or (self.gpus > 1)
         place = Place(
@@ -153,8 +168,8 @@ class Planner:
             teacher_sharded=sharded and parallel.teacher == "sharded",
             offload=sharded and parallel.offload,
         )
-        work = self._work(recipe, self._flops, samples, micro_batches)
-        return Plan(recipe, work, place, self._flops, self.share)
+        work = self._work(recipe, flops, samples, micro_batches)
+        return Plan(recipe, work, place, flops, self.share)
 
     def remedies(self, changed: Callable[[list[str]], DistillRecipe]) -> Iterator[tuple[str, Plan]]:
         """Overrides of the recipe under which it fits; the cheapest in time first.
@@ -171,54 +186,28 @@ class Planner:
                 yield " ".join(words), plan
 
     def _work(self, recipe: DistillRecipe, flops: Flops, samples: int, micro_batches: int) -> Work:
-        joint = recipe.alternation == "joint"
-        imagined = Imagined(_plain(recipe), self.subject, 1)
-        networks = imagined.networks
-        sizes = [_size(part) for part in (networks.student, networks.fake, networks.heads)]
-        blocks = [
-            max((_size(block) for block in part.blocks()), default=0)
-            for part in (networks.student, networks.fake)
-        ]
-        swept = micro_batches > 1
-        again = self._again(recipe, flops)
+        joint, swept = recipe.alternation == "joint", micro_batches > 1
+        sizes = count_sizes(recipe, self.subject)
+        again = count_again(recipe, self.subject, self.tell)
         student = (flops.joint if joint else flops.student) + again * (2 if joint else 1)
         student += flops.sweep if swept else 0
-        optim = recipe.optim
-        moves = ((True, False), (joint, True), (joint, True))
-        # Forward, backward, and before them the sweep; the critics' are of their own step, or of
-        # the student's, which needs the fake score without gradient and the heads with one.
-        both = 2 if joint else 0
-        gathers = ((2 + swept, 1), (1 + both, 2), (2 + both + swept, 2))
-        cut = ", fsdp" if recipe.parallel.backend == "fsdp" else ""
-        kinds = [
-            kind + cut if kind == "adamw8bit" else kind
-            for kind in (optim.student.kind, optim.fake.kind, optim.heads.kind)
-        ]
-        trained = tuple(
-            Network(*row)
-            for row in zip(sizes, (*blocks, sizes[2]), kinds, gathers, moves, strict=True)
-        )
+        trained = _trained(recipe, sizes, swept=swept)
         batch = recipe.batch_size
         return Work(
             trained=trained,
-            teacher=sizes[0],
+            teacher=sizes.network,
             frozen=self.subject.frozen,
             averages=len(recipe.averages),
-            activations=self._bytes(recipe, samples, swept, sum(sizes)),
+            activations=self._bytes(recipe, samples, swept, sum(n.parameters for n in trained)),
             flops=(student * batch, (flops.critic + again) * batch),
             student_every=recipe.student_every,
             batch=batch,
             micro_batches=micro_batches,
             sample_bytes=self.subject.sample_bytes,
             drawn=_drawn(recipe),
-            consulted=_consulted(recipe, imagined, swept=swept),
+            consulted=_consulted(recipe, sizes, swept=swept),
+            text_flops=self.subject.text_flops * batch,
         )
-
-    def _again(self, recipe: DistillRecipe, flops: Flops) -> int:
-        mode = recipe.compute.checkpointing
-        if mode not in self._recomputed:
-            self._recomputed[mode] = count_again(recipe, self.subject, flops)
-        return self._recomputed[mode]
 
     def _bytes(self, recipe: DistillRecipe, samples: int, swept: bool, trained: int) -> int:
         """Activations of a micro-batch: what the iteration's peak has beyond the gradients of all
@@ -230,11 +219,7 @@ class Planner:
         return one + (two - one) * (samples - 1)
 
     def _peak(self, recipe: DistillRecipe, samples: int, *, grown: bool) -> int:
-        compute = recipe.compute
-        key = (compute.checkpointing, compute.attention, recipe.precision, grown, samples)
-        if key not in self._activations:
-            self._activations[key] = count_activations(recipe, self.subject, samples, grown=grown)
-        return self._activations[key]
+        return count_activations(recipe, self.subject, samples, grown=grown, tell=self.tell)
 
 
 def _check(recipe: DistillRecipe, ranks: Ranks) -> None:
@@ -252,27 +237,45 @@ def _check(recipe: DistillRecipe, ranks: Ranks) -> None:
         check_kind(optim.kind, sharded=parallel.backend == "fsdp")
 
 
-def _plain(recipe: DistillRecipe) -> DistillRecipe:
-    """On the meta device an operator of another library, and compilation, are of no use."""
-    plain = recipe.compute.model_copy(update={"attention": "sdpa", "compile": False})
-    return recipe.model_copy(update={"compute": plain})
+def _trained(recipe: DistillRecipe, sizes: Sizes, *, swept: bool) -> tuple[Network, ...]:
+    """Student, fake score and heads. By fdistill/algorithm.py, a part is gathered for each forward,
+    and for each backward that goes through it."""
+    joint, pulled = recipe.alternation == "joint", recipe.gan.weight > 0
+    own, taught = recipe.gan.features != "teacher", recipe.gan.features == "fake_joint"
+    fsdp, size, heads = recipe.parallel.backend == "fsdp", sizes.network, sizes.heads
+    encoder = own * (sizes.encoder if fsdp else sizes.reached)  # Of the fake score.
+    # A student step: the fake score's forward and the heads', and a backward from the heads to the
+    # features' input for the GAN loss; before it a sweep through student, encoder and heads.
+    seen, judged = size + encoder * (pulled + swept), heads * (1 + pulled + swept)
+    # A critic step: forward and backward of both; the encoder's for the discriminator.
+    seen_by_critics, judged_by_critics = 2 * size + encoder * (1 + taught), 2 * heads
+    learned = size + taught * sizes.reached
+    optim = recipe.optim
+    kinds = [
+        f"{kind}, fsdp" if fsdp and kind == "adamw8bit" else kind
+        for kind in (optim.student.kind, optim.fake.kind, optim.heads.kind)
+    ]
+    gathered = (
+        (size * (2 + swept), size),
+        (seen + joint * seen_by_critics, seen_by_critics),
+        (judged + joint * judged_by_critics, judged_by_critics),
+    )
+    reached = ((size, 0), (joint * learned, learned), (joint * heads, heads))
+    blocks, parameters = (sizes.block, sizes.block, heads), (size, size, heads)
+    rows = zip(parameters, blocks, kinds, gathered, reached, strict=True)
+    return tuple(Network(*row) for row in rows)
 
 
-def _consulted(recipe: DistillRecipe, imagined: Imagined, *, swept: bool) -> tuple[int, int]:
+def _consulted(recipe: DistillRecipe, sizes: Sizes, *, swept: bool) -> tuple[int, int]:
     """Parameters of the teacher that a micro-batch uses, as Work has them: whole for a score, as
     far as the deepest feature for features, and once more for their gradient."""
     if recipe.parallel.teacher != "sharded":
         return 0, 0
-    teacher = imagined.networks.teacher
-    assert isinstance(teacher, nn.Module)
-    whole = encoder = _size(teacher)
-    for block in unused_by_features(imagined):
-        encoder -= _size(block)
-    scores = whole * (1 if recipe.guidance == 1 else 2)
+    scores = sizes.network * (1 if recipe.guidance == 1 else 2)
     if recipe.gan.features != "teacher":
         return scores, 0
-    student = scores + encoder * ((recipe.gan.weight > 0) + swept)
-    return student + (encoder if recipe.alternation == "joint" else 0), encoder
+    student = scores + sizes.encoder * ((recipe.gan.weight > 0) + swept)
+    return student + (sizes.encoder if recipe.alternation == "joint" else 0), sizes.encoder
 
 
 def _drawn(recipe: DistillRecipe) -> int:
@@ -280,10 +283,6 @@ def _drawn(recipe: DistillRecipe) -> int:
     if not recipe.log.sample_every or not isinstance(recipe.teacher, SDTeacher):
         return 0
     return DECODED * DECODING[recipe.precision]
-
-
-def _size(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _variants(recipe: DistillRecipe, gpus: int) -> Iterator[list[str]]:

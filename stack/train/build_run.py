@@ -39,8 +39,9 @@ class Start:
     fork: Path | None = None
 
 
-_NO_RUN = re.compile(r"jobs\.jsonl|logs|slurm-.*\.out|\.doctor-.*")
-"""What Slurm's jobs leave in a run folder, before the run is there too."""
+_NO_RUN = re.compile(r"jobs\.jsonl|logs|slurm-.*\.out|\.(doctor-|recipe\.yaml\.|nfs).*")
+"""What Slurm's jobs, a start killed in its first writing, and NFS leave in a folder before the run
+is there too."""
 
 
 def open_run(recipe: Recipe, ranks: Ranks = ALONE, how: Start = Start()) -> Path:

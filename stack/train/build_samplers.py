@@ -11,12 +11,12 @@ from torch import nn
 
 from stack.diffusion.karras import KarrasSchedule
 from stack.nets.edm import EdmDenoiser, EdmNetwork
-from stack.nets.edm_files import WEIGHTS, load_edm
+from stack.nets.edm_files import WEIGHTS, edm_config, edm_steps, load_edm
 from stack.nets.hub import from_hub, pipeline_folder
 from stack.nets.sd15 import SDDenoiser, load_schedule, load_unet
 from stack.nets.text import load_text
 from stack.nets.vae import load_vae
-from stack.sample.class_to_image import ClassToImage
+from stack.sample.class_to_image import HEUN_STEPS, ClassToImage
 from stack.sample.export import ONE_STEP
 from stack.sample.generate import Sampler, TextToImage
 from stack.util.errors import UserError
@@ -24,7 +24,7 @@ from stack.util.files import read_json
 
 Part = TypeVar("Part", bound=nn.Module)
 
-_PIPELINE_STEPS, _EDM_STEPS = 25, 18
+_PIPELINE_STEPS = 25
 """Of a teacher that is given as a folder, unless the command line says another number."""
 
 
@@ -80,14 +80,16 @@ def edm_sampler(
 
 
 def folder_sampler(path: str, revision: str | None, *, device: torch.device, bf16: bool) -> Sampler:
-    """Whatever a folder or hub id holds, in as many steps as it is made for: a pipeline that stack
-    export wrote in one, any other in 25, an EDM network in 18.
+    """Whatever a folder or hub id holds, in as many steps as it is made for: what stack export
+    wrote in one, any other pipeline in 25, any other EDM network in as many as EDM's authors took
+    for its architecture.
 
     Raises:
-        UserError: neither a pipeline nor an EDM network.
+        UserError: neither a pipeline nor an EDM network, or one of their files is garbled.
     """
     if (Path(path) / WEIGHTS).is_file():
-        return edm_sampler(path, device=device, bf16=bf16, steps=_EDM_STEPS)
+        made_for = edm_steps(path) or HEUN_STEPS[edm_config(path).architecture]
+        return edm_sampler(path, device=device, bf16=bf16, steps=made_for)
     if not (Path(path) / "model_index.json").is_file() and not (from_hub(path) and revision):
         hub = "; a pipeline of the hub needs --revision COMMIT" if from_hub(path) else ""
         raise UserError(

@@ -3,7 +3,8 @@ weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -23,6 +24,9 @@ from stack.train.build_sd import sd_networks
 _HEADER = 512
 """Bytes of a tar's header for each field of a sample."""
 
+SD15_TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
+"""The same fields of Stable Diffusion v1.5's text_encoder/config.json."""
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -30,22 +34,35 @@ class Subject:
 
     Args:
         networks: (recipe, layout) -> networks on the layout's device, which may be meta.
+        shape: what decides the networks' shapes, in writing; equal ones cost the same.
         x0, c: shapes of a sample and of its condition.
         frozen: parameters beside the teacher's and the trained networks'.
+        text_flops: of a sample's condition, once an iteration, in float32.
         sample_bytes: that are read for a sample.
         label: what people call the teacher's network.
     """
 
     networks: Callable[[DistillRecipe, Layout], Networks]
+    shape: str
     x0: tuple[int, ...]
     c: tuple[int, ...]
     frozen: int
+    text_flops: int
     sample_bytes: int
     label: str
 
 
-def sd_subject(config: dict[str, Any]) -> Subject:
-    """A pipeline with a UNet of this config, and Stable Diffusion v1.5's other parts."""
+def text_flops(config: Mapping[str, Any]) -> int:
+    """FLOPs of a caption through CLIP's text model: four projections and two products for
+    attention, two layers behind it; a multiply and an add are two."""
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    weights = 4 * width**2 + 2 * width * inner
+    return config["num_hidden_layers"] * (2 * TOKENS * weights + 4 * TOKENS**2 * width)
+
+
+def sd_subject(config: dict[str, Any], text: Mapping[str, Any] = SD15_TEXT) -> Subject:
+    """A pipeline with a UNet and a text encoder of these configs, and Stable Diffusion v1.5's other
+    parts."""
 
     def networks(recipe: DistillRecipe, layout: Layout) -> Networks:
         unet = new_unet(config, str(layout.device))
@@ -55,9 +72,11 @@ def sd_subject(config: dict[str, Any]) -> Subject:
     x0 = (config["in_channels"], size, size)
     return Subject(
         networks,
+        shape=json.dumps(config, sort_keys=True),
         x0=x0,
         c=(TOKENS, config["cross_attention_dim"]),
         frozen=sum(SD15_FROZEN.values()),
+        text_flops=text_flops(text),
         sample_bytes=2 * (prod(x0) + TOKENS) + 3 * _HEADER,  # latent.npy, tokens.npy
         label="UNet",
     )
@@ -79,9 +98,11 @@ def edm_subject(config: EdmConfig, levels: int = 1000) -> Subject:
     x0 = (config.img_channels, config.img_resolution, config.img_resolution)
     return Subject(
         networks,
+        shape=f"{plain.model_dump_json()} {levels}",
         x0=x0,
         c=(config.label_dim,),
         frozen=0,
+        text_flops=0,
         sample_bytes=prod(x0) + 3 * _HEADER,  # A picture, at most as large as its pixels, and cls.
         label="EDM network",
     )

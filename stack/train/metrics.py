@@ -21,6 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from stack.fdistill.calibration import NoiseLevels, Reliability, similarity
 from stack.report.alerts import Watch
+from stack.report.journal import read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -137,14 +138,19 @@ class MetricsLog:
     a row ``{"event": "resume", "step": k}``.
     """
 
-    def __init__(self, folder: Path, *, seconds: float = 0.0, silent: bool = False) -> None:
-        """Args: seconds: training time before this start. silent: write nothing, on a rank that
-        is not the first."""
+    def __init__(
+        self, folder: Path, *, step: int = 0, seconds: float = 0.0, silent: bool = False
+    ) -> None:
+        """Args: step, seconds: iterations and training time before this start. silent: write
+        nothing, on a rank that is not the first."""
         self.start = time.monotonic() - seconds
-        self.file = (Path(os.devnull) if silent else folder / "metrics.jsonl").open("a")
+        path = Path(os.devnull) if silent else folder / "metrics.jsonl"
+        self.file = path.open("a")
         self.continued = not silent and self.file.tell() > 0
         self.board = None if silent else SummaryWriter(str(folder))
         self.watch = Watch()
+        if self.continued:
+            self.watch.recall(read_rows(path, tables=False), step)
 
     @property
     def seconds(self) -> float:

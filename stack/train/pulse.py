@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import inf
 from pathlib import Path
 
 from stack.report.journal import EARLIER_BEATS, HEARTBEAT
@@ -21,6 +20,8 @@ _EVERY = 5.0
 """Seconds between two writings of the heartbeat."""
 _LATER = 30.0
 """Seconds after the watchdog's limit at which a process is ended that cannot run Python."""
+_PATIENCE = 10
+"""Times the limit, for what is no iteration: loading, a save, an evaluation."""
 _STDERR = 2
 """As the operating system numbers it."""
 
@@ -32,7 +33,8 @@ class Pulse:
     where the first rank runs; the last one of an earlier start goes to heartbeats.jsonl. When no
     iteration ends for ``limit`` seconds, a rank writes the stacks of all its threads to its
     standard error and ends with status 75 (1 if it is stuck in a library that keeps Python from
-    running).
+    running). What is no iteration has ten times as long: on a disk that hangs all ranks do, and no
+    collective gives up.
 
     Args:
         folder: of the run. limit: seconds, 0 for no watchdog. silent: write no heartbeat, on a
@@ -45,15 +47,14 @@ class Pulse:
         self._first: tuple[int, float] | None = None
         self._last = self._written = time.monotonic()
         self._closed = threading.Event()
+        self._arm(_PATIENCE * limit)
         if limit:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def beat(self, step: int) -> None:
         """``step`` iterations are done."""
         self.step, self._last = step, time.monotonic()
-        if self.limit:
-            # By a thread that needs no interpreter: one that is stuck in a library may hold it.
-            faulthandler.dump_traceback_later(self.limit + _LATER, exit=True, file=_STDERR)
+        self._arm(self.limit)
         if self._first is None:
             self._first = (step, self._last)
             self._put_aside()
@@ -63,10 +64,8 @@ class Pulse:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Not an iteration: a picture, an evaluation or a save may take its time. Where ranks wait
-        for each other in one, their collectives give up by themselves."""
-        self._last = inf
-        self._disarm()
+        """Not an iteration: a picture, an evaluation or a save may take its time."""
+        self._arm(_PATIENCE * self.limit)
         yield
         self.beat(self.step)
 
@@ -100,22 +99,26 @@ class Pulse:
     def close(self) -> None:
         """The training is over, for now."""
         self._closed.set()
-        self._disarm()
-
-    def _disarm(self) -> None:
-        """Only what :meth:`beat` has armed: the process may have another use for it."""
-        if self.limit:
+        if self.limit:  # Else the process may have another use for it.
             faulthandler.cancel_dump_traceback_later()
+
+    def _arm(self, seconds: float) -> None:
+        """Give up in so many seconds, unless told something by then."""
+        self._allowed = (time.monotonic() + seconds, seconds)
+        if self.limit:
+            # By a thread that needs no interpreter: one that is stuck in a library may hold it.
+            faulthandler.dump_traceback_later(seconds + _LATER, exit=True, file=_STDERR)
 
     def _watch(self) -> None:
         while not self._closed.wait(min(1.0, self.limit / 4)):
-            if time.monotonic() - self._last > self.limit:
-                self._give_up()
+            deadline, seconds = self._allowed
+            if time.monotonic() > deadline:
+                self._give_up(seconds)
 
-    def _give_up(self) -> None:
+    def _give_up(self, seconds: float) -> None:
         faulthandler.dump_traceback(file=_STDERR)
         print(
-            f"error: {self.folder}: iteration {self.step}: no progress for {self.limit:g} s "
+            f"error: {self.folder}: iteration {self.step}: no progress for {seconds:g} s "
             "(parallel.watchdog); the stacks of this rank's threads are above; checkpoints are "
             "whole, start again with --resume",
             file=sys.stderr,

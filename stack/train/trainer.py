@@ -6,6 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
 from math import nan
@@ -68,6 +69,12 @@ class Trainer:
 
         Returns: the signal's name if one asked to stop, after the state was saved.
         """
+        with closing(
+            Pulse(self.folder, self.watchdog, self.task.total, silent=not self.ranks.first)
+        ) as pulse:
+            return self._fit(pulse)
+
+    def _fit(self, pulse: Pulse) -> str | None:
         found = self.state.newest()
         state = self.state.load(found) if found else self._fresh()
         if state["iteration"] >= self.task.total:
@@ -85,11 +92,15 @@ class Trainer:
                 **state["damage"],
             ),
         )
-        log = MetricsLog(self.folder, seconds=state["seconds"], silent=not self.ranks.first)
+        log = MetricsLog(
+            self.folder,
+            step=state["iteration"],
+            seconds=state["seconds"],
+            silent=not self.ranks.first,
+        )
         if found and self.ranks.first:
             print(f"resuming {self.folder} after iteration {state['iteration']} ({found})")
         log.event("resume" if log.continued else "start", state["iteration"], began=BEGAN)
-        pulse = Pulse(self.folder, self.watchdog, self.task.total, silent=not self.ranks.first)
         try:
             with stop_on_signals() as stop:
                 return self._loop(state["iteration"], budgets, log, pulse, stop)
@@ -97,8 +108,8 @@ class Trainer:
             log.event("failed", pulse.step, reason=str(error))
             raise
         finally:
-            pulse.close()
-            self.state.saver.close()
+            with pulse.paused():
+                self.state.saver.close()
             log.close()
 
     def _settle(self) -> None:
@@ -134,7 +145,8 @@ class Trainer:
                     if self._due(done) or score is not None or reason:
                         with pulse.paused():
                             self._save(done, budgets, log, meter, score)
-                self.state.saver.wait()
+                with pulse.paused():
+                    self.state.saver.wait()
                 pulse.write()
                 log.event("stopped" if reason else "finished", done, reason=reason or "")
         except RuntimeError as error:

@@ -26,7 +26,8 @@ def philox4x32(counter: Sequence[Tensor | int], key: tuple[int, int]) -> tuple[T
     Returns four int64 tensors that hold uint32 words.
     """
     device = next((c.device for c in counter if isinstance(c, Tensor)), None)
-    words = (torch.as_tensor(c, device=device) for c in counter)
+    # A number is written by the device itself; copied to a GPU, it would hold up the host.
+    words = (c if isinstance(c, Tensor) else torch.full((), c, device=device) for c in counter)
     c0, c1, c2, c3 = torch.broadcast_tensors(*words)
     k0, k1 = key
     for _ in range(10):

@@ -17,7 +17,7 @@ from stack.config.schema import DistillRecipe
 from stack.parallel.launch import die_with_parent
 from stack.report.ablation import Layout, Scores, markdown, result_rows
 from stack.report.canvas import table
-from stack.report.history import read_history
+from stack.report.history import History, read_history
 from stack.report.journal import read_rows
 from stack.util.errors import UserError
 from stack.util.files import read_json, write_atomic, write_json
@@ -42,25 +42,35 @@ class Cell:
 
     def wanted(self) -> DistillRecipe:
         """Raises: UserError: the recipe or an override is wrong."""
-        recipe = load_recipe(self.recipe, self.overrides)
+        try:
+            recipe = load_recipe(self.recipe, self.overrides)
+        except UserError as error:
+            raise UserError(f"cell {self.folder.name}: {error}") from None
         if not isinstance(recipe, DistillRecipe):
             raise UserError(f"{self.recipe}: job: {recipe.job}; an ablation distils")
         return recipe
 
-    def trained(self) -> bool:
-        """Whether all its iterations are done.
+    def begun(self) -> DistillRecipe | None:
+        """Its recipe, where the folder holds a run.
 
         Raises:
-            UserError: the folder holds a run of another recipe.
+            UserError: as :meth:`wanted`, or the run is of another recipe.
         """
-        if not (self.folder / "recipe.yaml").is_file():
-            return False
         wanted = self.wanted()
+        if not (self.folder / "recipe.yaml").is_file():
+            return None
         for field, was, now in identity_changes(stored_recipe(self.folder), wanted):
             raise UserError(
                 f"{self.folder}/recipe.yaml: {field}: trained with {was!r}, the plan says {now!r}; "
                 "remove the folder, or set another out"
             )
+        return wanted
+
+    def trained(self) -> bool:
+        """Whether all its iterations are done. Raises: as :meth:`begun`."""
+        wanted = self.begun()
+        if not wanted:
+            return False
         ends = (row for row in read_rows(self.folder / "metrics.jsonl") if row.get("event"))
         done = [row["step"] for row in ends if row["event"] == "finished"]
         return bool(done) and done[-1] >= wanted.iterations
@@ -92,6 +102,10 @@ def ablate(
     """
     plan = load_plan(path)
     cells = cells_of(plan, path)
+    for (
+        cell
+    ) in cells:  # What the last one lacks is told before the first one has trained for hours.
+        cell.begun()
     chosen = [
         cell for cell in cells if only in cell.folder.name and (not seeds or cell.seed in seeds)
     ]
@@ -130,14 +144,15 @@ def _run(cell: Cell, plan: Plan) -> int:
         status = _command("distill", str(cell.recipe), "--resume", *cell.overrides)
         if status:
             return status
-    if plan.evaluate is None or cell.evaluated(plan.evaluate):
+    given = plan.options
+    if given is None or cell.evaluated(given):
         return 0
     found = cell.folder / f".{_EVALUATED}"
-    options = [text for name, value in plan.evaluate.items() for text in _option(name, value)]
+    options = [text for name, value in given.items() for text in _option(name, value)]
     status = _command("evaluate", str(cell.folder), "--json", str(found), *options)
     if status:
         return status
-    result = {"options": plan.evaluate, "iterations": cell.wanted().iterations}
+    result = {"options": given, "iterations": cell.wanted().iterations}
     write_json(cell.folder / _EVALUATED, result | {"evaluation": read_json(found)})
     found.unlink()
     return 0
@@ -177,13 +192,12 @@ def _write(plan: Plan, cells: Sequence[Cell], json_file: Path | None) -> None:
     layout = Layout(
         {axis: list(rows) for axis, rows in plan.axes.items()},
         {cell: plan.bases_of(cell) for cell in plan.cells()},
-        list(plan.metrics),
-        ratio=plan.compare == "ratio",
+        plan.compared(),
         method=plan.interval,
     )
     out, rows = Path(plan.out), list(result_rows(layout, values))
-    columns = [*plan.axes, "metric", "mean", "deviation", "seeds", "baseline", "compared"]
-    columns += ["low", "high", "pairs"]
+    columns = [*plan.axes, "metric", "mean", "deviation", "seeds", "baseline"]
+    columns += ["comparison", "compared", "low", "high", "pairs"]
     write_atomic(out / "table.csv", table(columns, [list(row.values()) for row in rows]))
     write_atomic(out / "table.md", markdown(plan.name, layout, values, notes=_notes(plan)))
     write_atomic(out / "results.csv", table([*plan.axes, "seed", *plan.metrics], _seeds(values)))
@@ -194,8 +208,8 @@ def _write(plan: Plan, cells: Sequence[Cell], json_file: Path | None) -> None:
 def _notes(plan: Plan) -> list[str]:
     bases = [", ".join(f"{axis} = {value}" for axis, value in b.items()) for b in plan.baseline]
     notes = [f"Baseline: the same cell with {base}." for base in bases] or ["Without a baseline."]
-    if plan.evaluate:
-        told = ", ".join(f"{name} {value}" for name, value in plan.evaluate.items())
+    if plan.options:
+        told = ", ".join(f"{name} {value}" for name, value in plan.options.items())
         notes.append(f"Evaluation: {told}.")
     return notes
 
@@ -210,22 +224,30 @@ def _seeds(scores: Scores) -> list[list[Any]]:
 
 def _scores(cell: Cell, plan: Plan) -> dict[str, float] | None:
     """The metrics of a finished cell, by title; None of one that is not finished."""
-    if not cell.trained() or not (plan.evaluate is None or cell.evaluated(plan.evaluate)):
+    if not cell.trained() or not (plan.options is None or cell.evaluated(plan.options)):
         return None
-    return {title: _score(cell, where) for title, where in plan.metrics.items()}
+    log, source = cell.folder / "metrics.jsonl", cell.folder / _EVALUATED
+    logged = any(metric.logged for metric in plan.metrics.values())
+    history = read_history(log) if logged else History([])
+    evaluation = read_json(source)["evaluation"] if source.is_file() else {}
+    scores = {}
+    for title, metric in plan.metrics.items():
+        at = metric.logged
+        found = _logged(history, *at) if at else _measured(evaluation, metric.at)
+        if found is None:
+            where = log if at else source
+            raise UserError(f"{where}: {metric.at}: not there, or no number; mend metrics.{title}")
+        scores[title] = found
+    return scores
 
 
-def _score(cell: Cell, where: str) -> float:
-    name = where.removeprefix("log:")
-    if name != where:
-        last = read_history(cell.folder / "metrics.jsonl").last(name)
-        if last is None:
-            raise UserError(f"{cell.folder}/metrics.jsonl: {name}: never logged; mend metrics")
-        return last
-    source = cell.folder / _EVALUATED
-    found = read_json(source)["evaluation"] if source.is_file() else {}
-    for part in where.split("."):
-        if not isinstance(found, dict) or part not in found:
-            raise UserError(f"{source}: {where}: not in the evaluation; mend the plan's metrics")
-        found = found[part]
-    return float(found["value"] if isinstance(found, dict) else found)
+def _logged(history: History, name: str, share: float | None) -> float | None:
+    return history.last(name) if share is None else history.late(name, share)
+
+
+def _measured(evaluation: Mapping[str, Any], at: str) -> float | None:
+    found: Any = evaluation
+    for part in at.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    found = found.get("value") if isinstance(found, dict) else found
+    return float(found) if isinstance(found, int | float) else None

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -120,28 +120,38 @@ _TURNS = {"student": (1, "exclusive", 2), "critic": (0, "exclusive", 2), "joint"
 """An iteration in which it is a step's turn, the alternation, and the student's k."""
 
 
+class Setting(NamedTuple):
+    """What is timed, and under which name."""
+
+    name: str
+    recipe: DistillRecipe
+    subject: Subject
+
+
 def bench_step(
-    recipes: Sequence[tuple[str, DistillRecipe]],
-    subject: Subject,
+    settings: Sequence[Setting],
     *,
     batch: int,
     repeats: int,
     profile: Path | None = None,
     json_file: Path | None = None,
 ) -> None:
-    """Time the steps of one recipe, or of several by turns, and print and write what was found. One
-    of them at a time is in memory; each has up to three turns.
+    """Time the steps of one setting, or of several by turns, and print and write what was found.
+    One of them at a time is in memory; each has up to three turns.
+
+    Args:
+        profile: where the trace of a joint step of the first setting goes.
 
     Raises:
         UserError: a recipe is for several processes, or is there twice; a GPU's memory does not
             suffice; a loss is not finite.
     """
-    _check(recipes, batch, profile)
-    times = {name: {step: Times() for step in STEPS} for name, _ in recipes}
+    _check(settings, batch, profile)
+    times = {one.name: {step: Times() for step in STEPS} for one in settings}
     found: dict[str, dict[str, Any]] = {}
-    turns = min(_MOST_TURNS, repeats) if len(recipes) > 1 else 1
+    turns = min(_MOST_TURNS, repeats) if len(settings) > 1 else 1
     for turn in range(turns):
-        for name, recipe in recipes:
+        for name, recipe, subject in settings:
             with _told_of_memory(name):
                 steps = Steps(recipe, subject, batch)
                 # For compilation, allocation and the clocks.
@@ -150,7 +160,7 @@ def bench_step(
                 if turn == turns - 1:
                     flops = count_flops(recipe, subject)
                     found[name] = _facts(recipe, steps, times[name], flops, batch)
-                    if profile and name == recipes[0][0]:
+                    if profile and name == settings[0].name:
                         _trace(steps, profile)
             del steps
             gc.collect()
@@ -160,7 +170,10 @@ def bench_step(
     (first, *others) = found.values()
     for name, facts in list(found.items())[1:]:
         ratio = facts["joint"]["seconds"] / first["joint"]["seconds"]
-        print(f"joint step of {name}: {ratio:.3f} times as long as of {recipes[0][0]}")
+        print(f"joint step of {name}: {ratio:.3f} times as long as of {settings[0].name}")
+    if profile:
+        whose = f"a joint step of {settings[0].name}" if others else "a joint step"
+        print(f"{profile}: trace of {whose}")
     if json_file:
         write_json(json_file, first if not others else found)
 
@@ -168,12 +181,12 @@ def bench_step(
 _MOST_TURNS = 3
 
 
-def _check(recipes: Sequence[tuple[str, DistillRecipe]], batch: int, profile: Path | None) -> None:
+def _check(settings: Sequence[Setting], batch: int, profile: Path | None) -> None:
     """Refuse before anything is timed."""
-    names = [name for name, _ in recipes]
+    names = [one.name for one in settings]
     if len(set(names)) < len(names):
         raise UserError(f"--compare: {names[0]}: the two settings are the same")
-    for _, recipe in recipes:
+    for _, recipe, _ in settings:
         backend = recipe.parallel.backend
         if backend not in ("none", "ddp"):
             raise UserError(

@@ -25,6 +25,7 @@ from stack.config.schema import (
 )
 from stack.parallel.collectives import Ranks, ranks_of
 from stack.train.build import cache_of, device_of, layout_of, micro_batches_of, stream_of
+from stack.train.build_algorithm import check_ended
 from stack.util.errors import PeerLostError
 from stack.util.files import write_json
 from stack.verbs import doctor_inputs, doctor_machine, doctor_space
@@ -123,7 +124,8 @@ def _checks(recipe: AnyRecipe, board: Board) -> dict[str, Check]:
 
     def attention() -> Iterator[Finding]:
         shapes = attention_shapes(recipe)
-        return doctor_machine.attention(device_of(recipe.device), shapes, bf16=bf16)
+        operator = recipe.compute.attention if isinstance(recipe, DistillRecipe) else "sdpa"
+        return doctor_machine.attention(device_of(recipe.device), shapes, operator, bf16=bf16)
 
     def space() -> Iterator[Finding]:
         return doctor_space.space(Path(recipe.out), checkpoint_bytes(recipe), board)
@@ -134,7 +136,7 @@ def _checks(recipe: AnyRecipe, board: Board) -> dict[str, Check]:
         "teacher": partial(_teacher, recipe, board.hashes),
         "metrics": partial(metric_networks, recipe, hashed=board.hashes),
         "attention": attention,
-        "data": partial(_data, recipe, board.rank),
+        "data": partial(_data, recipe, board.rank, board.share),
         "space": space,
         "layout": partial(_layout, recipe, Ranks(board.rank, board.world_size)),
     }
@@ -156,10 +158,12 @@ def _teacher(recipe: AnyRecipe, hashed: bool) -> Iterator[Finding]:
     if start := recipe.init_from:
         folder = Path(start)
         there = folder.is_dir() if is_step(folder) else bool(committed(folder / "checkpoints"))
+        if there and not is_step(folder):
+            check_ended(folder, committed(folder / "checkpoints")[-1])
         yield doctor_inputs.named("init_from", start, there)
 
 
-def _data(recipe: AnyRecipe, rank: int) -> Iterator[Finding]:
+def _data(recipe: AnyRecipe, rank: int, share: tuple[int, int]) -> Iterator[Finding]:
     data = recipe.data
     if data is None:
         yield Finding("ok", "none: the teacher is its own data")
@@ -173,7 +177,7 @@ def _data(recipe: AnyRecipe, rank: int) -> Iterator[Finding]:
         wanted += [("image",), ("json",)]
     cache = cache_of(data)
     yield from doctor_inputs.data(
-        data.folders, wanted, cache=cache, retries=data.retries, rank=rank
+        data.folders, wanted, cache=cache, retries=data.retries, rank=rank, share=share
     )
 
 

@@ -37,6 +37,13 @@ class Board:
         all ranks at once could keep a file server from answering in time."""
         return os.environ.get("LOCAL_RANK", "0") == "0"
 
+    @property
+    def share(self) -> tuple[int, int]:
+        """This rank's place among those of its node, and their number, as the launcher tells; one
+        that does not has each rank do all."""
+        told = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE")
+        return (int(os.environ["LOCAL_RANK"]), int(told)) if told else (0, 1)
+
     def write(self, name: str, value: Any) -> None:
         """Leave a note of JSON."""
         self.store.set(_key(name, self.rank), json.dumps(value))

@@ -29,16 +29,28 @@ def data(
     cache: ShardCache | None,
     retries: int,
     rank: int,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Finding]:
-    """Every folder's manifest and files, and samples of one shard of each, another on every rank.
+    """Every folder's manifest and files, and samples of one shard of each, another on every rank;
+    many folders in one line, with what the slowest is read at.
 
     Args:
         specs: the recipe's data.folders. wanted: fields of `stack.data.decode.FIELDS` to decode,
-            each with what it can be made from instead.
+            each with what it can be made from instead. share: place among the ranks of a node, and
+            their number: together they read every folder, and each rank at least one.
     """
+    place, ranks = share
     for spec in specs:
-        for folder in expand(spec, cache, retries):
-            yield from attempt(partial(_folder, folder, wanted, rank))
+        folders = expand(spec, cache, retries)
+        mine = folders[place % len(folders) :: ranks]
+        found = [one for folder in mine for one in attempt(partial(_folder, folder, wanted, rank))]
+        read = [one for one in found if one.value is not None]
+        yield from (one for one in found if one.value is None)
+        if len(folders) > 1 and read:
+            slowest = min(one.value for one in read if one.value is not None)
+            yield Finding("ok", f"{spec}: {len(folders)} folders, read at", slowest, "MB/s")
+        else:
+            yield from read
 
 
 def _folder(folder: Folder, wanted: Sequence[Sequence[str]], rank: int) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import stack
+from stack.nets.attention import processor
 from stack.train.build import device_of
 from stack.train.provenance import provenance
 from stack.util.code import code_hash
@@ -83,14 +84,24 @@ def packages(backend: str, pins: Path = PINS) -> Iterator[Finding]:
             yield Finding("warn", f"{name} {found}, but {pins.name} pins {pin}")
 
 
-def attention(device: torch.device, shapes: Sequence[Shape], *, bf16: bool) -> Iterator[Finding]:
-    """The networks' attention, forward and backward, against plain float32 mathematics."""
+def attention(
+    device: torch.device, shapes: Sequence[Shape], operator: str, *, bf16: bool
+) -> Iterator[Finding]:
+    """The networks' attention, forward and backward, against plain float32 mathematics.
+
+    Args:
+        operator: the recipe's compute.attention.
+
+    Raises:
+        UserError: it does not run here.
+    """
     precision = "bf16" if bf16 else "fp32"
     if not shapes:
         yield Finding("ok", "these networks have none")
     for channels, heads, width in shapes:
         torch.manual_seed(0)
         layer = Attention(channels, width, heads=heads, dim_head=channels // heads).to(device)
+        layer.set_processor(processor(operator, [channels // heads], device, bf16=bf16))
         x = torch.randn(2, _QUERIES, channels, device=device)
         text = torch.randn(2, _TOKENS, width, device=device)
         with _Kernels() as seen:

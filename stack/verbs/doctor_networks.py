@@ -4,7 +4,6 @@ are loaded."""
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from stack.nets.edm_blocks import EdmConfig
 from stack.nets.edm_files import edm_config
 from stack.nets.heads import ConvHead
 from stack.nets.hub import pipeline_folder
+from stack.nets.weights import STEMS, variant_of, weights_name
 from stack.train.build import stream_of
 from stack.train.build_edm import teacher_config
 from stack.train.build_suite import networks_of
@@ -36,8 +36,6 @@ _ADAM = 3
 """A trained weight and its two moments."""
 _SMALL = 1 << 20
 """Bytes of a checkpoint of the 2-D mixture, at most."""
-_WEIGHTS = re.compile(r"diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors")
-"""Files of whole weights; beside them may lie variants (fp16, non_ema)."""
 
 
 def attention_shapes(recipe: AnyRecipe) -> list[Shape]:
@@ -97,7 +95,10 @@ def unet_weights(folder: Path) -> int:
     Raises:
         UserError: it has none.
     """
-    files = [path for path in (folder / "unet").glob("*") if _WEIGHTS.fullmatch(path.name)]
+    unet = folder / "unet"
+    name = weights_name(STEMS["unet"], variant_of(unet))  # Beside it may lie other variants.
+    parts = name.replace(".safetensors", "-*-of-*.safetensors")
+    files = [*unet.glob(name)] or [*unet.glob(parts)]
     if not files:
         raise UserError(f"{folder}/unet/*.safetensors: missing; the teacher has no UNet")
     total = 0

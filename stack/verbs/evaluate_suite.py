@@ -19,6 +19,7 @@ from stack.evaluate import inception
 from stack.evaluate.intervals import Estimate
 from stack.evaluate.measure import DISTANCES, Plan, figures, run_blocks, speed
 from stack.evaluate.reference import Reference
+from stack.evaluate.suites import Suite
 from stack.parallel.collectives import Ranks
 from stack.train.build import device_of
 from stack.train.build_labelled import labelled_plan, subject_of
@@ -32,7 +33,7 @@ from stack.train.build_suite import (
 )
 from stack.train.build_tools import place_of, tools_of
 from stack.util.errors import UserError
-from stack.util.files import write_json
+from stack.util.files import read_json, write_json
 from stack.util.progress import progress
 from stack.verbs.evaluate_table import print_table
 from stack.verbs.fetch_file import download
@@ -80,9 +81,23 @@ class Options:
         """Whether the target is a run's folder."""
         return (Path(self.target) / "recipe.yaml").is_file()
 
+    def part_of(self, suite: Suite) -> list[str]:
+        """What makes the result another one than the whole suite's, for its name; empty where it
+        is that. More samplers of the teacher than ODE's are no less than that one."""
+        measures = sorted({*self.measures})
+        told = {
+            f"subset{self.subset}": self.subset not in (None, suite.prompts),
+            "-".join(measures): bool(measures) and {*measures} != {*suite.measures},
+            "-".join(self.teachers) or "no-teacher": "ode" not in self.teachers,
+            f"seed{self.seed}": self.seed != 0,
+            f"resolution{self.resolution}": self.resolution not in (None, suite.resolution),
+        }
+        return [name for name, differs in told.items() if differs]
+
 
 def evaluate_suite(options: Options, wanted: Evaluation, device: str, ranks: Ranks) -> None:
-    """Measure, print the table and write OUT/SUITE.json, and of a run RUN/evaluation.json.
+    """Measure, print the table and write OUT/SUITE.json, and of a run RUN/evaluation.json; a part
+    of a suite has a name of its own, and does not replace a whole one's RUN/evaluation.json.
 
     Args:
         wanted: the recipe's section; the defaults for a folder. device: a recipe's, or ``auto``.
@@ -96,6 +111,8 @@ def evaluate_suite(options: Options, wanted: Evaluation, device: str, ranks: Ran
     )
     measures = choose_measures(opened.suite, options.measures)
     recipe, models = _models(options)
+    if "class_accuracy" in options.measures and any(one.sampler.classes == 0 for one in models):
+        raise UserError("--measure: class_accuracy: the network has no classes")
     if opened.suite.labelled:
         plan, real, told = _labelled(options, opened, recipe, measures, ranks)
     else:
@@ -121,8 +138,9 @@ def evaluate_suite(options: Options, wanted: Evaluation, device: str, ranks: Ran
             results[model.name] = _row(model, timed, found)
     if ranks.first:
         result = _result(options, opened, plan, models, results, real, ranks) | told
-        _write(options, opened, result)
+        files = _write(options, result)
         print_table(options.target, opened, result)
+        print(f"results in {' and '.join(map(str, files))}")
 
 
 def _named(
@@ -253,8 +271,10 @@ def _result(
     real: Reference | None,
     ranks: Ranks,
 ) -> dict[str, Any]:
+    part = options.part_of(opened.suite)
     result: dict[str, Any] = {
-        "suite": opened.name,
+        "suite": "-".join([opened.name, *part]),
+        "whole": not part,
         **results,
         "samples": len(plan.prompts) * plan.per_prompt,
         "prompts": len(plan.prompts),
@@ -279,8 +299,15 @@ def _result(
     return result
 
 
-def _write(options: Options, opened: Opened, result: Mapping[str, Any]) -> None:
-    run = Path(options.target) / "evaluation.json" if options.is_run else None
-    for file in (options.out / f"{opened.name}.json", run, options.json_file):
-        if file:
-            write_json(file, result)
+def _write(options: Options, result: Mapping[str, Any]) -> list[Path]:
+    """The files that hold the result now."""
+    files = [options.out / f"{result['suite']}.json"]
+    if options.is_run:
+        newest = Path(options.target) / "evaluation.json"
+        if result["whole"] or not (newest.exists() and read_json(newest).get("whole", True)):
+            files.append(newest)
+    if options.json_file:
+        files.append(options.json_file)
+    for file in files:
+        write_json(file, result)
+    return files

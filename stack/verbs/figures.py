@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from stack.config.schema import Mixture2DTeacher
 from stack.nets.toy import ring
+from stack.report.compare import given_once
 from stack.report.figures import scatter_modes
 from stack.report.figures_grids import picture_grid
 from stack.report.figures_runs import Overlay, overlaid, score_gap_map, sorted_samples
@@ -19,7 +21,7 @@ from stack.report.figures_theory import divergence_curves, variance_of_h
 from stack.sample.generate import Sampler, generate
 from stack.train.build_pictures import conditions_of, teacher_and_student
 from stack.util.errors import UserError
-from stack.verbs.figures_runs import Run, alike, labelled, plane_of, samples_of, seeded
+from stack.verbs.figures_runs import Run, alike, by_name, labelled, plane_of, samples_of, seeded
 from stack.verbs.figures_toys import toy_run
 
 _STAGES = 4
@@ -76,8 +78,10 @@ def figures(wish: Wish, only: Sequence[str]) -> None:
     """Draw the figures of those names, or all that can be drawn, and print what was written.
 
     Raises:
-        UserError: a name is unknown; or what was asked for needs runs that are not there.
+        UserError: a name is unknown; a run is given twice; or what was asked for needs runs that
+            are not there.
     """
+    given_once([run.folder for run in wish.runs])
     asked = list(dict.fromkeys("grids" if name in GRIDS else name for name in only))
     for name in asked:
         if name not in FIGURES:
@@ -162,7 +166,7 @@ def _overlaid(
 def _grids(wish: Wish) -> list[Path]:
     """Teacher above student, a figure for every run."""
     paths = []
-    for run in wish.pictures:
+    for name, run in _file_names(by_name(wish.pictures)).items():
         recipe, teacher, student = teacher_and_student(run.folder)
         prompts = list(wish.prompts or conditions_of(recipe))
         rows = {
@@ -170,13 +174,22 @@ def _grids(wish: Wish) -> list[Path]:
             f"{run.divergence},\n{student.nfe} NFE": _pictures(student, prompts, wish.seed),
         }
         paths += picture_grid(
-            wish.out / f"grid_{run.folder.name}",
+            wish.out / f"grid_{name}",
             rows,
             [_title(prompt) for prompt in prompts],
             note=f"{recipe.name}: same prompt and noise in a column, seed {wish.seed}",
             details=_details(wish, run=str(run.folder)),
         )
     return paths
+
+
+def _file_names(runs: Mapping[str, Run]) -> dict[str, Run]:
+    """Runs by what may stand in a file's name: letters, digits, _ and -. A dot may not, for what
+    follows it would be taken for a suffix and replaced."""
+    names = [re.sub(r"[^\w-]+", "-", name).strip("-") for name in runs]
+    if len({*names}) < len(names):
+        names = [f"{number}-{name}" for number, name in enumerate(names, 1)]
+    return dict(zip(names, runs.values(), strict=True))
 
 
 def _fig6b(wish: Wish) -> list[Path]:

@@ -24,6 +24,7 @@ from stack.fdistill.divergence import DIVERGENCES
 from stack.fdistill.ratio import unit_mean
 from stack.nets.toy import MixtureDenoiser
 from stack.report.canvas import DIVERGENCES as TITLES
+from stack.report.compare import told_apart
 from stack.report.figures_runs import Field, Samples
 from stack.report.history import History, read_history
 from stack.train.build import Job
@@ -88,28 +89,32 @@ def alike(runs: Iterable[Run], differ: Callable[[Run], Any]) -> list[Run]:
     return max(usable, key=len, default=[])
 
 
+def by_name(runs: Sequence[Run]) -> dict[str, Run]:
+    """Runs, each given once, by their names; where two are equal, by folders or paths."""
+    names = told_apart([(run.recipe.name, run.folder) for run in runs])
+    return dict(zip(names, runs, strict=True))
+
+
 def labelled(runs: Sequence[Run], label: Callable[[Run], str]) -> dict[str, Run]:
-    """Runs by what tells them apart; the folder's name is added where that is not enough."""
+    """Runs by what tells them apart; their names are added where that is not enough."""
     labels = [label(run) for run in runs]
     return {
-        name if labels.count(name) == 1 else f"{name} ({run.folder.name})": run
-        for name, run in zip(labels, runs, strict=True)
+        of if labels.count(of) == 1 else f"{of} ({name})": run
+        for of, (name, run) in zip(labels, by_name(runs).items(), strict=True)
     }
 
 
 def seeded(runs: Sequence[Run], label: Callable[[Run], str]) -> dict[str, dict[str, Run]]:
-    """Lines of a figure: what tells runs apart -> folder's name -> run. Runs of one line differ in
-    nothing but their seed; where that is not so, the folder's name is added."""
-    groups: dict[tuple[str, str], list[Run]] = {}
-    for run in runs:
+    """Lines of a figure: what tells runs apart -> name -> run. Runs of one line differ in nothing
+    but their seed; where that is not so, the name of the first is added."""
+    groups: dict[tuple[str, str], dict[str, Run]] = {}
+    for name, run in by_name(runs).items():
         alike = run.recipe.model_copy(update={"seed": 0, "name": "", "out": ""})
-        groups.setdefault((label(run), alike.model_dump_json()), []).append(run)
-    labels = [name for name, _ in groups]
+        groups.setdefault((label(run), alike.model_dump_json()), {})[name] = run
+    labels = [of for of, _ in groups]
     return {
-        name if labels.count(name) == 1 else f"{name} ({group[0].folder.name})": {
-            run.folder.name: run for run in group
-        }
-        for (name, _), group in groups.items()
+        of if labels.count(of) == 1 else f"{of} ({next(iter(group))})": group
+        for (of, _), group in groups.items()
     }
 
 
@@ -117,11 +122,12 @@ def restored(run: Run) -> tuple[FDistill, Job]:
     """The algorithm with the networks of the newest checkpoint, in this process alone."""
     parallel = Parallel() if run.flat else Parallel(micro_batch=_TOGETHER)
     quiet = run.recipe.evaluation.model_copy(update={"quick_every": 0})
-    changed = {"parallel": parallel, "evaluation": quiet, "init_from": str(run.folder)}
+    newest = checkpoint_of(run.folder)
+    changed = {"parallel": parallel, "evaluation": quiet, "init_from": str(newest)}
     job = build_distill(run.recipe.model_copy(update=changed))
     assert isinstance(job.task, DistillTask)
     job.task.begin()
-    statistics = read_tensors(checkpoint_of(run.folder), "ratio.")
+    statistics = read_tensors(newest, "ratio.")
     algorithm = job.task.algorithm
     normalizer = algorithm.ratio.normalizer
     device = normalizer.sums.device

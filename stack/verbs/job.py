@@ -7,7 +7,10 @@ a loop (an error at every start). What tells them apart is progress: a newer che
 from __future__ import annotations
 
 import os
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +26,21 @@ from stack.report.journal import (
     read_rows,
     trainings,
 )
+from stack.report.status import LOADING
 from stack.util import exits
 from stack.util.errors import UserError
 
-REFUSED = "REFUSED"
-"""What slurm/env.sh says instead of a state where Slurm would not take the job back."""
-_FRESH = 60.0
-"""Seconds for which a heartbeat tells that a job is alive."""
+REFUSED, LATE = "REFUSED", "LATE"
+"""What slurm/env.sh says instead of a state where Slurm would not take the job back, and where the
+job's time is nearly over and ranks have not ended."""
+ENDING = "Slurm is ending this start; it begins again if it was not cancelled"
+OVER = 2
+"""Status with which a job is not to start again. All others but 0 are failures to decide."""
+_GONE = "JOBS_GONE"
+"""Variable: jobs of a run that Slurm has no more. slurm/env.sh sets it once it has asked."""
+_LOCK = ".jobs.lock"
+_LEFT = 60.0
+"""Seconds after which a lock is one that a job has left behind; it is held for less than one."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,11 @@ def begin(run: Path, limits: Limits) -> int:
         UserError: another job has the run; or this one has begun too often without progress, which
             is noted as its end.
     """
+    with _locked(run):
+        return _begin(run, limits)
+
+
+def _begin(run: Path, limits: Limits) -> int:
     job, step = os.environ.get("SLURM_JOB_ID"), progress(run)
     rows = list(read_rows(run / JOBS))
     _alone(run, rows, job)
@@ -69,7 +85,8 @@ def begin(run: Path, limits: Limits) -> int:
 
 
 def end(run: Path, status: int, state: str, limits: Limits, logs: Path | None = None) -> int:
-    """Note how a job's training ended; returns 0 if the job should be put back into the queue.
+    """Note how a job's training ended; returns 0 if the job should be put back into the queue,
+    else OVER.
 
     Args:
         status: of srun. state: of the job as Slurm has it. logs: see `explaining`.
@@ -78,9 +95,12 @@ def end(run: Path, status: int, state: str, limits: Limits, logs: Path | None = 
     job, step = os.environ.get("SLURM_JOB_ID"), progress(run)
     past = [row for row in read_rows(run / JOBS) if row["job"] == job]
     again, reason = decide(status, state, past, step, limits)
+    if reason == ENDING and status not in STOPPED:  # Slurm's signal, however ranks took it.
+        status = 128 + signal.SIGTERM
     note_job(run, "end", job=job, status=status, step=step, reason=reason, requeue=again)
-    print(f"{run}: {reason}; {'back into the queue' if again else 'not started again'}")
-    return 0 if again else 1
+    then = "" if reason == ENDING else "; back into the queue" if again else "; not started again"
+    print(f"{run}: {reason}{then}")
+    return 0 if again else OVER
 
 
 def explaining(status: int, logs: Path | None) -> int:
@@ -112,8 +132,10 @@ def decide(
     """
     if status == 0:
         return False, "finished"
-    if state.startswith(("CANCELLED", "COMPLETING")):
+    if state.startswith("CANCELLED"):
         return False, CANCELLED
+    if state.startswith("COMPLETING"):
+        return False, ENDING
     if state == REFUSED:
         return False, f"status {status}, and scontrol requeue failed; submit it again"
     if status == exits.USER_ERROR:
@@ -122,7 +144,8 @@ def decide(
     if status in STOPPED:
         if stopped >= limits.stops:
             return False, f"stopped by a signal {stopped} times without progress (MAX_STOPS)"
-        return True, "stopped by a signal"
+        late = state == LATE
+        return True, "out of time before its ranks had ended" if late else "stopped by a signal"
     reason = f"status {status}"
     if status == exits.PEER_LOST:
         reason += ": a rank was gone, silent or stuck"
@@ -152,18 +175,48 @@ def idle(past: list[dict[str, Any]], step: int) -> tuple[int, int]:
 
 
 def _alone(run: Path, rows: list[dict[str, Any]], job: str | None) -> None:
-    """Refuse a run in which another job is under way: they would write over each other."""
-    last = rows[-1] if rows else None
-    if last is None or last["event"] == "end" or last["job"] == job:
-        return
+    """Refuse a run that another job has: they would write over each other."""
+    for other, last in {row["job"]: row for row in rows}.items():
+        if other != job and last["event"] == "begin" and not _gone(run, last):
+            raise UserError(
+                f"{run}: job {other} has it, at work or about to go on; scancel it first, or "
+                "choose another OUT"
+            )
+
+
+def _gone(run: Path, begun: dict[str, Any]) -> bool:
+    """Whether a job that has begun and not ended is over, by Slurm's word: one that Slurm was not
+    asked about has begun since. Without that word it is over when it has long been silent; loading,
+    evaluations and saves take their time."""
+    gone = os.environ.get(_GONE)
+    if gone is not None:
+        return begun["job"] in gone.split()
     beats = [heartbeat(folder) for folder in trainings(run)]
-    signs = [beat["wall"] for beat in beats if beat and beat["job"] == last["job"]]
-    age = time.time() - max(signs, default=0.0)
-    if age < _FRESH:
-        raise UserError(
-            f"{run}: job {last['job']} is at work there, {age:.0f} s ago; scancel it first, or "
-            "choose another OUT"
-        )
+    signs = [beat["wall"] for beat in beats if beat and beat["job"] == begun["job"]]
+    return time.time() - max([begun["wall"], *signs]) > LOADING
+
+
+@contextmanager
+def _locked(run: Path) -> Iterator[None]:
+    """One job at a time is inside. By a file's creation, as not every shared disk has locks."""
+    run.mkdir(parents=True, exist_ok=True)
+    lock, patience = run / _LOCK, time.monotonic() + _LEFT
+    while not _created(lock):
+        if time.monotonic() > patience:
+            lock.unlink(missing_ok=True)
+        time.sleep(0.1)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def _created(file: Path) -> bool:
+    try:
+        file.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def progress(run: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,7 @@ from stack.train.budget import GPUS
 from stack.train.build_plan import Plan, Planner
 from stack.train.build_subject import Subject, edm_subject, sd_subject
 from stack.util.errors import UserError
-from stack.util.files import write_json
+from stack.util.files import read_json, write_json
 
 _PUBLISHED = {"stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15"}
 """Pipelines whose UNet's shape is known without their files."""
@@ -44,7 +45,7 @@ def plan(
     """
     recipe = changed([])
     subject = subject_of(recipe)
-    planner = Planner(subject, GPUS[gpu], gpus, node, share)
+    planner = Planner(subject, GPUS[gpu], gpus, node, share, _tell)
     found = planner.plan(recipe)
     facts = found.facts()
     if json_file:
@@ -61,6 +62,10 @@ def plan(
     raise UserError(f"does not fit: {needed} of {_gib(GPUS[gpu].memory)}; it would {told}")
 
 
+def _tell(what: str) -> None:
+    print(f"counting {what}", file=sys.stderr, flush=True)
+
+
 def subject_of(recipe: Any, unet: str | None = None) -> Subject:
     """What a recipe distils, by its teacher's config.
 
@@ -72,7 +77,7 @@ def subject_of(recipe: Any, unet: str | None = None) -> Subject:
     """
     teacher = recipe.teacher if isinstance(recipe, DistillRecipe) else None
     if isinstance(teacher, SDTeacher):
-        return sd_subject(unet_config(unet) if unet else _unet(teacher))
+        return sd_subject(unet_config(unet)) if unet else _pipeline(teacher)
     if not isinstance(teacher, EdmTeacher):
         raise UserError(
             "teacher: only distillations of a pipeline or an EDM network can be planned"
@@ -82,10 +87,12 @@ def subject_of(recipe: Any, unet: str | None = None) -> Subject:
     return edm_subject(_edm(teacher.path), teacher.levels)
 
 
-def _unet(teacher: SDTeacher) -> dict[str, Any]:
+def _pipeline(teacher: SDTeacher) -> Subject:
     if from_hub(teacher.path) and teacher.path in _PUBLISHED:
-        return unet_config(_PUBLISHED[teacher.path])
-    return unet_config(pipeline_folder(teacher.path, teacher.revision))
+        return sd_subject(unet_config(_PUBLISHED[teacher.path]))
+    folder = Path(pipeline_folder(teacher.path, teacher.revision))
+    unet = unet_config(folder)
+    return sd_subject(unet, read_json(folder / "text_encoder" / "config.json"))
 
 
 def _edm(path: str) -> EdmConfig:
@@ -118,6 +125,7 @@ def _lines(gpu: str, found: Plan, facts: dict[str, Any], label: str) -> list[str
         ("forwards of it for a sample", steps),
         ("FLOP of an iteration", f"{facts['flops_per_iteration']:.3g}"),
         (f"FLOP of {recipe.iterations:,} iterations", f"{facts['flops']:.3g}"),
+        *_captions(facts),
         ("sent by a GPU an iteration", _gib(facts["bytes_communicated"])),
         ("  of that between nodes", _gib(facts["bytes_between_nodes"])),
         ("read by all a second", f"{facts['bytes_read_per_second'] / 1e6:.0f} MB"),
@@ -134,6 +142,13 @@ def _lines(gpu: str, found: Plan, facts: dict[str, Any], label: str) -> list[str
         ),
     ]
     return [*shown, *(f"  {name:29}  {value}" for name, value in rows)]
+
+
+def _captions(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """The text encoder's line, where there is one."""
+    flops, seconds = facts["text_flops_per_iteration"], facts["text_seconds_per_iteration"]
+    told = f"{flops:.3g} FLOP in float32, {seconds * 1e3:.3g} ms"
+    return [("captions of an iteration", told)] if flops else []
 
 
 def _gib(size: float) -> str:

@@ -42,13 +42,21 @@ def outcome(denoiser: SDDenoiser, name: str) -> tuple[Tensor, Tensor]:
     return x0.detach(), torch.cat(grads)
 
 
+CAPABILITIES = (8, 0), (9, 0)
+"""Of the first and the last GPUs for which xformers has kernels of these sizes in bfloat16: the one
+bound is in its common.py, the other is CUDA_MAXIMUM_COMPUTE_CAPABILITY in its cutlass.py."""
+
+
 @pytest.mark.parametrize("name", ["math", "xformers"])
 def test_operators_agree_under_bf16(denoiser: SDDenoiser, name: str) -> None:
+    """Skipped only where the GPU is none that xformers has kernels for."""
+    capability = torch.cuda.get_device_capability()
     try:
         x0, grads = outcome(denoiser, name)
     except UserError as error:
-        assert name == "xformers"
-        pytest.skip(f"this build of xformers has no kernel for this GPU: {error}")
+        if name != "xformers" or CAPABILITIES[0] <= capability <= CAPABILITIES[1]:
+            raise
+        pytest.skip(f"xformers has no kernel for compute capability {capability}: {error}")
     expected_x0, expected = outcome(denoiser, "sdpa")
     assert (x0 - expected_x0).norm() <= 0.02 * expected_x0.norm()
     assert (grads - expected).norm() <= 0.05 * expected.norm()

@@ -112,6 +112,23 @@ def test_a_tar_is_as_the_folder(batches, tmp_path):
     assert one.fingerprint == other.fingerprint
 
 
+def test_a_damaged_tar_is_refused(batches, tmp_path):
+    """Pixels hardly compress: a flipped bit in them is told by gzip's checksum alone."""
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(batches, "cifar-10-batches-py")
+    whole = archive.read_bytes()
+    for share in (0.02, 0.3, 0.6):
+        data = bytearray(whole)
+        data[int(share * len(whole))] ^= 1
+        archive.write_bytes(data)
+        with pytest.raises(UserError, match=r"python\.tar\.gz: neither a folder or tar of"):
+            cifar10(archive, tmp_path / "out")
+    archive.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"python\.tar\.gz: neither a folder or tar of"):
+        cifar10(archive, tmp_path / "out")
+
+
 def test_captions():
     assert caption(0) == "a photo of an airplane"
     assert caption(3) == "a photo of a cat"
@@ -147,6 +164,24 @@ def test_a_parquets_captions_are_kept_and_damage_counted(pictures, tmp_path):
     manifest = cifar10(source, tmp_path / "out")
     assert (manifest.samples, manifest.counts) == (1, {"dropped": 1})
     assert samples(tmp_path / "out")["00000"]["txt"] == b"a car"
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_parquet_has_no_parts_to_ask_for(split, pictures, tmp_path, run):
+    source = parquet(tmp_path / "c.parquet", [encoded(pictures[0][0], "png")], [1])
+    status, _, error = run("cifar10", source, tmp_path / "out", "--split", split)
+    assert status == 2
+    assert f"c.parquet: --split {split}: a parquet file is taken whole; leave --split" in error
+    assert not (tmp_path / "out").exists()
+    assert run("cifar10", source, tmp_path / "out")[0] == 0
+
+
+def test_the_batches_part_is_train_unless_told(batches, tmp_path, run):
+    for words in ([], ["--split", "train"], ["--split", "test"]):
+        assert run("cifar10", batches, tmp_path / f"out{len(words)}{words[-1:]}", *words)[0] == 0
+    folders = sorted(tmp_path.glob("out*"))
+    assert [Manifest.read(folder).samples for folder in folders] == [5 * EACH, EACH, 5 * EACH]
+    assert Manifest.read(folders[0]).origin == Manifest.read(folders[2]).origin
 
 
 def test_a_finished_folder_is_left_as_it_is(batches, tmp_path):
@@ -190,6 +225,8 @@ def test_other_sources_are_refused(tmp_path):
     pq.write_table(pa.table({"image": [b"x"]}), tmp_path / "b.parquet")
     pq.write_table(pa.table({"image": ["x"], "label": [1]}), tmp_path / "c.parquet")
     (tmp_path / "d.parquet").write_text("nothing")
+    parquet(tmp_path / "f.parquet", [b"x"], [1], text=[3])
+    parquet(tmp_path / "g.parquet", [], [])
     for name, message in (
         ("missing", "missing: no such file or folder"),
         ("empty", "empty: data_batch_1: no such file"),
@@ -197,9 +234,11 @@ def test_other_sources_are_refused(tmp_path):
         ("other.tar", "cifar-10-batches-py/data_batch_1: not in this tar"),
         (plain.name, "label: 11 is not one of 0 to 9"),
         ("b.parquet", "label: no such column"),
-        ("c.parquet", "image: must be bytes of image files"),
+        ("c.parquet", "image: must be bytes of image files, not string"),
         ("d.parquet", "not a parquet file"),
         ("e.parquet", "no such file"),
+        ("f.parquet", "text: must be strings, not int64"),
+        ("g.parquet", "image: must be bytes of image files, not null"),
     ):
         with pytest.raises(UserError, match=message):
             cifar10(tmp_path / name, tmp_path / "out")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -36,9 +37,9 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
-def zipped(folder: Path) -> Path:
+def zipped(folder: Path, compression: int = zipfile.ZIP_STORED) -> Path:
     path = folder.with_suffix(".zip")
-    with zipfile.ZipFile(path, "w") as file:
+    with zipfile.ZipFile(path, "w", compression) as file:
         for part in sorted(folder.rglob("*")):
             file.write(part, part.relative_to(folder))
     return path
@@ -89,6 +90,50 @@ def test_a_damaged_picture_is_left_out_and_counted(source, tmp_path):
     (source / name(5)).write_bytes(b"no picture")
     manifest = imagenet64(source, tmp_path / "out")
     assert (manifest.samples, manifest.counts) == (COUNT - 1, {"dropped": 1})
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_damaged_member_of_a_zip_is_left_out_and_counted(compression, source, tmp_path):
+    given = zipped(source, compression)
+    with zipfile.ZipFile(given) as file:
+        member = file.getinfo(name(5))
+    for number, place in enumerate((0, 26, 60, 90)):  # Its magic, its name's length, its bytes.
+        data = bytearray(zipped(source, compression).read_bytes())
+        data[member.header_offset + place] ^= 1
+        given.write_bytes(data)
+        manifest = imagenet64(given, tmp_path / f"out{number}")
+        assert (manifest.samples, manifest.counts) == (COUNT - 1, {"dropped": 1})
+
+
+def test_no_byte_of_a_zip_ends_in_a_traceback(tmp_path):
+    folder = tmp_path / "é"
+    folder.mkdir()
+    for number in (0, 1):
+        Image.new("RGB", (1, 1)).save(folder / f"é{number}.png")
+    labels = {"labels": [["é0.png", 0], ["é1.png", 1]]}
+    (folder / "dataset.json").write_text(json.dumps(labels))
+    given = zipped(folder)
+    whole, ends = given.read_bytes(), Counter()
+    for place in range(0, len(whole), 7):
+        given.write_bytes(whole[:place] + bytes([whole[place] ^ 0x81]) + whole[place + 1 :])
+        try:
+            manifest = imagenet64(given, tmp_path / "out", overwrite=True)
+            ends["dropped" if manifest.counts else "whole"] += 1
+        except UserError:
+            ends["refused"] += 1
+    assert min(ends["dropped"], ends["refused"]) > 20
+
+
+def test_a_damaged_list_of_labels_is_refused(source, tmp_path):
+    given = zipped(source)
+    with zipfile.ZipFile(given) as file:
+        start = file.getinfo("dataset.json").header_offset
+    data = bytearray(given.read_bytes())
+    data[start + 60] ^= 1
+    given.write_bytes(data)
+    message = r"source\.zip/dataset\.json: cannot be read \(Bad CRC-32 .*\); restore the zip"
+    with pytest.raises(UserError, match=message):
+        imagenet64(given, tmp_path / "out")
 
 
 SIZES = {

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from stack.diffusion.ancestral import ancestral
 from stack.diffusion.guidance import guide
 from stack.diffusion.parameterization import PARAMETERIZATIONS, loss_weight, predict_x0
 from stack.diffusion.schedule import (
@@ -15,8 +17,12 @@ from stack.diffusion.schedule import (
     per_sample,
     schedule_from_config,
 )
+from stack.diffusion.solvers import ddim
 from stack.diffusion.timesteps import UniformTimes
+from stack.train.build_cost import Imagined
+from stack.train.build_subject import sd_subject
 from stack.util.errors import UserError
+from tests.train.small import config_of, recipe_of
 
 SCHEDULE = DiscreteSchedule.scaled_linear()
 SD = {
@@ -40,6 +46,106 @@ def test_defaults_are_stable_diffusions() -> None:
 def test_unknown_beta_schedule_is_refused() -> None:
     with pytest.raises(UserError, match="here: beta_schedule: 'odd' is not one of scaled_linear"):
         schedule_from_config(SD | {"beta_schedule": "odd"}, "here")
+
+
+TRAINED = torch.linspace(1e-4, 0.02, 1000).tolist()
+ROWS = {
+    # fields of the file, the kind of diffusers' scheduler
+    "trained betas": ({"trained_betas": TRAINED}, DDPMScheduler),
+    "trained betas, of a DDIM file": ({"trained_betas": TRAINED}, DDIMScheduler),
+    "no trained betas": ({"trained_betas": None}, PNDMScheduler),
+    "zero SNR": (
+        {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
+        DDIMScheduler,
+    ),
+    "zero SNR of trained betas": (
+        {
+            "trained_betas": TRAINED,
+            "rescale_betas_zero_snr": True,
+            "prediction_type": "v_prediction",
+        },
+        DDPMScheduler,
+    ),
+    "no zero SNR": ({"rescale_betas_zero_snr": False}, DDIMScheduler),
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_fields_of_a_file_are_read_as_by_diffusers(row: str) -> None:
+    fields, kind = ROWS[row]
+    stock = kind(**SD | fields)
+    found = schedule_from_config(dict(stock.config), "here").alphas_cumprod
+    torch.testing.assert_close(found.float(), stock.alphas_cumprod, rtol=1e-3, atol=0)
+    assert (found[-1] == 0) == ("prediction_type" in fields)
+    changed = (found / SCHEDULE.alphas_cumprod - 1).abs().max() > 0.01
+    assert changed == (not row.startswith("no "))
+
+
+@pytest.mark.parametrize("predicts", ["epsilon", "sample", None])
+@pytest.mark.parametrize(
+    "fields", [{"rescale_betas_zero_snr": True}, {"trained_betas": [*TRAINED[:-1], 1.0]}]
+)
+def test_alpha_of_zero_is_for_networks_that_predict_v(fields: dict, predicts: str | None) -> None:
+    told = {"prediction_type": predicts} if predicts else {}
+    with pytest.raises(UserError, match=r"here: prediction_type: '\w+' does not go with .* 0 "):
+        schedule_from_config(SD | fields | told, "here")
+
+
+def test_betas_are_one_for_each_time() -> None:
+    with pytest.raises(UserError, match="trained_betas: 3 of num_train_timesteps = 1000"):
+        schedule_from_config(SD | {"trained_betas": [0.1] * 3}, "here")
+
+
+def test_everything_is_finite_where_alpha_is_zero() -> None:
+    """v: F = eps - 0, so x0 = -F there, and errors in x0 are those in F."""
+    schedule = SCHEDULE.zero_snr()
+    t = torch.tensor([999])
+    x0, eps = torch.randn(2, 1, 4, 2, 2)
+    assert torch.equal(add_noise(x0, eps, t, schedule), eps)
+    assert torch.equal(predict_x0(-x0, eps, t, schedule, "v_prediction"), x0)
+    assert loss_weight(t, schedule, "v_prediction") == 1
+    edges = UniformTimes(0, 999).log_snr_edges(schedule, 10)
+    assert edges.isfinite().all()
+    assert torch.bucketize(schedule.log_snr(t), edges, right=True) == 0
+    times = [999, 500, 20]
+    assert ddim(lambda x, t: 0.5 * x, eps, schedule, times).isfinite().all()
+    drawn = ancestral(lambda x, t: 0.5 * x, eps, schedule, times, lambda step: x0)
+    assert drawn.isfinite().all()
+
+
+class Moved(TorchDispatchMode):
+    """Counts operations between the CPU and the device that stands for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **kwargs or {})
+        tensors = [value for value in (*args, found) if isinstance(value, Tensor)]
+        self.count += len({value.device.type for value in tensors}) > 1
+        return found
+
+
+def test_the_table_is_copied_to_a_device_once() -> None:
+    """A copy from pageable memory holds up the host until the GPU has caught up."""
+    schedule = DiscreteSchedule.scaled_linear()
+    t = torch.empty(3, dtype=torch.int64, device="meta")
+    with Moved() as moved:
+        for _ in range(2):
+            for level in (schedule.alpha(t), schedule.sigma(t), schedule.log_snr(t)):
+                assert level.device.type == "meta"
+    assert moved.count == 1
+    assert schedule.alpha(torch.tensor(999)).item() == pytest.approx(0.068, abs=5e-4)
+
+
+def test_losses_of_an_iteration_copy_nothing_to_the_device() -> None:
+    """From the second one on: of student and critics, forward and backward, noise included."""
+    imagined = Imagined(recipe_of(size=16), sd_subject(config_of(16)), 2)
+    imagined.joint()
+    with Moved() as moved:
+        imagined.joint()
+    assert moved.count == 0
 
 
 def test_variance_is_preserved_and_log_snr_falls() -> None:

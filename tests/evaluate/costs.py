@@ -1,11 +1,12 @@
 """What figures of many features cost: ``python -m tests.evaluate.costs SAMPLES WIDTH``, real and
-generated ones alike, prints seconds of the wall and of the processor, and the most memory held."""
+generated ones alike, prints seconds of the wall and of the processor, and the most memory held.
+``--collapsed N``: the generated ones lie within a thousandth of N points."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import resource
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -26,8 +27,23 @@ def cloud(samples: int, width: int, seed: int) -> Tensor:
     return found.add_(torch.randn(samples, width, generator=generator), alpha=0.05).relu_()
 
 
-def main(samples: int, width: int) -> None:
+def collapsed(samples: int, width: int, seed: int, points: int) -> Tensor:
+    """What a student draws that has a few pictures left, and hardly varies them."""
+    generator = torch.Generator().manual_seed(seed)
+    few = cloud(points, width, seed).repeat(-(-samples // points), 1)[:samples]
+    return few.add_(torch.randn(samples, width, generator=generator), alpha=1e-3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("samples", type=int)
+    parser.add_argument("width", type=int)
+    parser.add_argument("--collapsed", type=int, metavar="N")
+    args = parser.parse_args()
+    samples, width = args.samples, args.width
     real, fake = cloud(samples, width, 1), cloud(samples, width, 2)
+    if args.collapsed:
+        fake = collapsed(samples, width, 2, args.collapsed)
     moments = Moments(width)
     for part in real.split(1024):
         moments.update(part)
@@ -48,4 +64,4 @@ def main(samples: int, width: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main()

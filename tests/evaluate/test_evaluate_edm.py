@@ -12,7 +12,7 @@ from stack.cli import main
 from tests.cli.refusal import refused
 from tests.edm_world import CLASSES, SIDE, EdmWorld, distill_fields, make_edm_world
 from tests.evaluate.networks import untrained_classifier
-from tests.pipeline import write_recipe
+from tests.pipeline import logged_rows, write_recipe
 
 MEASURES = ("frechet_distance", "recall", "precision", "class_accuracy")
 
@@ -83,6 +83,57 @@ def test_a_networks_folder(
     of_run = json.loads((run / "evaluation.json").read_text())["teacher"]
     same = found[name]["frechet_distance"] == pytest.approx(of_run["frechet_distance"], rel=1e-4)
     assert same == (steps == 3)
+
+
+def test_an_exported_student_is_the_runs(run: Path, suite: Path, tmp_path: Path) -> None:
+    """In one step, with no word of it on the command line."""
+    assert main(["export", str(run), "--out", str(tmp_path / "student")]) == 0
+    results = []
+    for target, options in ((tmp_path / "student", []), (run, ["--teacher", "none"])):
+        file = tmp_path / f"{len(results)}.json"
+        where = ["--out", str(tmp_path), "--json", str(file)]
+        assert main(["evaluate", str(target), "--suite", str(suite), *options, *where]) == 0
+        results.append(json.loads(file.read_text()))
+        assert set(results[-1]) & {"teacher", "student"} == {"student"}
+    exported, of_run = (result["student"] for result in results)
+    assert (exported["nfe"], of_run["nfe"]) == (1, 1)
+    for name in MEASURES:
+        assert exported[name] == pytest.approx(of_run[name], rel=1e-4)
+
+
+def test_networks_without_classes(
+    tmp_path: Path, suite: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Teacher and student of a run, and a folder: of the classes only the real pictures are."""
+    world = make_edm_world(tmp_path, label_dim=0)
+    recipe = write_recipe(tmp_path / "r", distill_fields(world, iterations=2))
+    assert main(["distill", str(recipe)]) == 0
+    run = tmp_path / "r" / "run"
+    quality = {"frechet_distance", "recall", "precision"}
+    command = ["--suite", str(suite), *(f"--measure={name}" for name in sorted(quality))]
+    command += ["--out", str(tmp_path), "--json", str(tmp_path / "found.json")]
+    for target, names in ((run, ("teacher", "student")), (world.teacher, ("teacher",))):
+        assert main(["evaluate", str(target), *command]) == 0
+        found = json.loads((tmp_path / "found.json").read_text())
+        for name in names:
+            assert set(found[name]["intervals"]) == quality
+            assert found[name]["frechet_distance"] > 0
+    capsys.readouterr()
+    line = refused(capsys, "evaluate", run, *command, "--measure", "class_accuracy")
+    assert line == "--measure: class_accuracy: the network has no classes"
+
+
+def test_a_quick_evaluation_without_classes(tmp_path: Path, suite: Path) -> None:
+    """While such a network trains."""
+    world = make_edm_world(tmp_path, label_dim=0)
+    quick = {"quick_every": 2, "quick_samples": 24, "quick_suite": str(suite)}
+    fields = distill_fields(world, evaluation=quick, iterations=4)
+    assert main(["distill", str(write_recipe(tmp_path / "r", fields))]) == 0
+    name = "quick/frechet_distance"
+    rows = logged_rows(tmp_path / "r" / "run")
+    scores = {row["step"]: row[name] for row in rows if name in row}
+    assert list(scores) == [2, 4]
+    assert all(score > 0 for score in scores.values())
 
 
 REFUSED = [

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from stack.cli import main
+from stack.config.load import dump_recipe, load_recipe
 from stack.evaluate.inception import SOURCE
 from tests.cli.refusal import refused
 from tests.evaluate.networks import save_clip, untrained_classifier
-from tests.pipeline import World, caption, recipe_fields, write_recipe
+from tests.pipeline import ROOT, World, caption, recipe_fields, write_recipe
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,20 @@ def test_a_pipeline_has_no_suite_of_its_own(
     assert "a pipeline needs --suite" in refused(capsys, "evaluate", world.teacher)
     told = refused(capsys, "evaluate", world.teacher, "--suite", "digits")
     assert told.startswith("--suite: digits: ")
+
+
+@pytest.mark.parametrize("suite", [(), ("--suite", "parti")])
+@pytest.mark.parametrize(
+    ("recipe", "job"), [("digits_teacher", "pretrain"), ("cifar10_small_teacher", "pretrain_edm")]
+)
+def test_a_run_that_made_a_teacher(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: str, job: str, suite: tuple
+) -> None:
+    stored = dump_recipe(load_recipe(ROOT / "recipes" / f"{recipe}.yaml"))
+    (tmp_path / "recipe.yaml").write_text(stored)
+    told = refused(capsys, "evaluate", tmp_path, *suite)
+    assert told.startswith(f"{tmp_path}: job: {job}: a run of stack pretrain; ")
+    assert told.endswith(f" {tmp_path}/teacher --suite NAME")
 
 
 BAD_FILES = [

@@ -173,7 +173,7 @@ def test_a_teachers_pipeline(
     command = ["evaluate", str(world.teacher), "--suite", str(parts / "suite.yaml")]
     options = ["--steps", "2", "--guidance", "1.75", "--out", str(tmp_path)]
     assert main([*command, *options, "--measure", "clip_score"]) == 0
-    found = json.loads((tmp_path / "tiny.json").read_text())
+    found = json.loads((tmp_path / "tiny-clip_score.json").read_text())
     assert "student" not in found
     assert set(found["teacher"]["intervals"]) == {"clip_score"}
     assert found["teacher"]["clip_score"] == pytest.approx(measured["teacher"]["clip_score"])
@@ -192,7 +192,7 @@ def test_two_ranks_make_the_bits_of_one(run: Path, parts: Path, tmp_path: Path) 
     )
     assert len(one) == 3  # Two blocks, and the reference.
     assert one == two
-    told = json.loads((tmp_path / "2" / "tiny.json").read_text())
+    told = json.loads((tmp_path / "2" / "tiny-no-teacher.json").read_text())
     assert told["processes"] == 2
 
 
@@ -215,7 +215,9 @@ def test_coco30k_from_captions_to_figures(run: Path, tmp_path: Path) -> None:
     command += ["--reference", str(tmp_path / "val2014"), "--clip", str(tmp_path / "clip")]
     command += ["--inception", str(save_inception(tmp_path / "inception.pt"))]
     assert main(command) == 0
-    found = json.loads((run / "evaluations" / "coco30k.json").read_text())
+    [file] = (run / "evaluations").glob("coco30k*.json")
+    assert file.stem == "coco30k-subset10-no-teacher-resolution32"
+    found = json.loads(file.read_text())
     assert found["samples"] == 10
     assert set(found["student"]["intervals"]) == {
         *("frechet_distance", "recall", "precision", "clip_score")
@@ -236,10 +238,11 @@ def test_statistics_from_a_file(
     from stack.evaluate.classifier import load_classifier
     from stack.evaluate.reference import load_reference
 
-    [file] = (run / "evaluations" / "references").glob("tiny-*.safetensors")
+    files = (run / "evaluations" / "references").glob("tiny-*.safetensors")
+    file = min(files, key=lambda path: path.stat().st_mtime_ns)  # Others are of other sizes.
     command = ["evaluate", str(run), "--suite", str(parts / "suite.yaml"), "--teacher", "none"]
     assert main([*command, "--reference", str(file)]) == 0
-    found = json.loads((run / "evaluations" / "tiny.json").read_text())
+    found = json.loads((run / "evaluations" / "tiny-no-teacher.json").read_text())
     assert found["student"]["recall"] == measured["student"]["recall"]
     capsys.readouterr()
     told = refused(capsys, *command, "--reference", file, "--resolution", "8")

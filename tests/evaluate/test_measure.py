@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 class FromData:
     """A perfect class-conditional model: the data's own pictures of a class, by the index."""
 
-    nfe, device = 3, CPU
+    classes, nfe, device = CLASSES, 3, CPU
 
     def __init__(self, wrong: int = 0) -> None:
         self.images, self.labels = classed()

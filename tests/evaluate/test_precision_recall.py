@@ -47,6 +47,9 @@ CASES = {
     "collapsed onto copies": (gaussian(300, 8, 0), repeated(300, 8, 60, 0.0)),
     "nearly collapsed": (gaussian(300, 8, 0), repeated(300, 8, 60, 1e-6)),
     "both crowded": (repeated(300, 8, 30, 1e-6), repeated(240, 8, 40, 1e-6)),
+    "collapsed but for rounding": (gaussian(300, 8, 0), repeated(300, 8, 100, 1e-7)),
+    "collapsed within rounding": (gaussian(300, 64, 0), repeated(300, 64, 60, 1e-3)),
+    "collapsed onto the real ones": (repeated(300, 64, 60, 2e-3), repeated(300, 64, 60, 1e-3)),
     "barely enough samples": (gaussian(6, 3, 0), gaussian(7, 3, 1)),
 }
 

@@ -18,7 +18,7 @@ from stack.nets.edm_blocks import CIFAR10
 from stack.nets.edm_files import import_edm
 from stack.util.errors import UserError
 from tests.nets.test_edm_files import network, nvidia_pickle
-from tests.nets.test_edm_pickle import Run, touch
+from tests.util.evil_pickles import Run, touch
 
 CONFIG = CIFAR10.model_copy(
     update={"img_resolution": 4, "model_channels": 4, "num_blocks": 1, "channel_mult": (1,)}

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from stack.config.load import load_recipe
+from stack.config.schema import DistillRecipe
 from stack.parallel.launch import launch
 from stack.train.budget import GPUS
-from stack.train.build_plan import Planner
+from stack.train.build_plan import Plan, Planner
 from stack.verbs.plan import subject_of
 from tests.pipeline import World, make_teacher, recipe_fields, write_recipe
 
@@ -27,21 +28,33 @@ Measured = Callable[..., list[dict[str, Any]]]
 @pytest.fixture(scope="module")
 def measured(world: World, tmp_path_factory: pytest.TempPathFactory) -> Measured:
     """Figures of every rank, of iterations in which all networks move; each layout runs once."""
-    teacher = tmp_path_factory.mktemp("wide") / "teacher"
-    make_teacher(teacher, (32, 64))  # Wide enough for weights to outweigh activations.
-    wide = World(teacher, world.shards, world.data)
+    worlds: dict[tuple[int, int], World] = {}
     known: dict[str, list[dict[str, Any]]] = {}
 
+    def world_of(channels: tuple[int, int]) -> World:
+        if channels not in worlds:
+            teacher = tmp_path_factory.mktemp("wide") / "teacher"
+            make_teacher(teacher, channels)
+            worlds[channels] = World(teacher, world.shards, world.data)
+        return worlds[channels]
+
     def run(
-        backend: str, accumulation: int = 1, ranks: int = RANKS, **more: Any
+        backend: str,
+        accumulation: int = 1,
+        ranks: int = RANKS,
+        *,
+        channels: tuple[int, int] = (32, 64),  # Wide enough for weights to outweigh activations.
+        fields: dict[str, Any] | None = None,
+        **more: Any,
     ) -> list[dict[str, Any]]:
-        name = "-".join(map(str, (backend, accumulation, ranks, *more.values())))
+        name = repr((backend, accumulation, ranks, channels, fields, more))
         if name not in known:
             parallel = {"backend": backend, "processes": ranks, "accumulation": accumulation}
             parallel |= more
-            fields = recipe_fields(wide, student_every=1, parallel=parallel)
-            folder = tmp_path_factory.mktemp(name)
-            recipe, out = write_recipe(folder, fields), folder / "out.json"
+            made = {"student_every": 1, "parallel": parallel} | (fields or {})
+            folder = tmp_path_factory.mktemp("measured")
+            recipe = write_recipe(folder, recipe_fields(world_of(channels), **made))
+            out = folder / "out.json"
             command = [sys.executable, "-m", "tests.parallel.measure", str(recipe), str(out)]
             assert launch(ranks, command) == 0
             known[name] = [row | {"recipe": recipe} for row in json.loads(out.read_text())]
@@ -124,21 +137,74 @@ def test_fsdp_holds_little_more_than_half_of_ddp(measured: Measured) -> None:
     assert max(row["peak"] for row in measured("fsdp")) <= 0.62 * whole
 
 
-LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
-    "ddp": (2, {}),
-    "fsdp": (2, {"teacher": "sharded"}),
-    "hsdp": (4, {"teacher": "sharded", "shard_size": 2}),
+LAYOUTS: dict[str, tuple[str, int, dict[str, Any]]] = {
+    # name: backend, ranks, other fields of parallel
+    "ddp": ("ddp", 2, {}),
+    "fsdp": ("fsdp", 2, {"teacher": "sharded"}),
+    "hsdp": ("fsdp", 4, {"teacher": "sharded", "shard_size": 2}),
+    "zero1": ("zero1", 2, {}),
+    "zero2": ("zero2", 2, {}),
+    "zero3": ("zero3", 2, {}),
 }
+
+
+def planned(row: dict[str, Any], ranks: int) -> Plan:
+    """Of the recipe that the row was measured on."""
+    recipe = load_recipe(row["recipe"])
+    assert isinstance(recipe, DistillRecipe)
+    return Planner(subject_of(recipe), GPUS["h100"], ranks, 8, 0.4).plan(recipe)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_plan_sends_what_is_counted(measured: Measured, name: str, accumulation: int) -> None:
     """Also of a teacher that is cut, and of copies of a part of the ranks."""
-    ranks, more = LAYOUTS[name]
-    rows = measured("ddp" if name == "ddp" else "fsdp", accumulation, ranks, **more)
-    recipe = load_recipe(rows[0]["recipe"])
-    plan = Planner(subject_of(recipe), GPUS["h100"], ranks, 8, 0.4).plan(recipe)
+    backend, ranks, more = LAYOUTS[name]
+    assert_sent_as_planned(measured(backend, accumulation, ranks, **more), ranks)
+
+
+def assert_sent_as_planned(rows: list[dict[str, Any]], ranks: int) -> None:
+    plan = planned(rows[0], ranks)
     for row in rows:
-        found = sum(row["sent"].values())
-        assert found == pytest.approx(plan.facts()["bytes_communicated"], rel=0.05)
+        found = sum(row["sent"].values()) / plan.recipe.student_every
+        assert found == pytest.approx(plan.facts()["bytes_communicated"], rel=0.02)
+
+
+VARIANTS: dict[str, tuple[str, int, dict[str, Any], dict[str, Any]]] = {
+    # name: backend, micro-batches, what else the gan section has, other fields
+    "fake": ("fsdp", 1, {"features": "fake"}, {}),
+    "fake_joint": ("fsdp", 2, {"features": "fake_joint"}, {}),
+    "fake_joint, zero3": ("zero3", 1, {"features": "fake_joint"}, {}),
+    "no GAN loss, by turns": ("fsdp", 2, {"weight": 0}, {"alternation": "exclusive"}),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_plan_sends_what_is_counted_of_other_algorithms(measured: Measured, name: str) -> None:
+    """Over an iteration with the student and one without."""
+    backend, accumulation, gan, more = VARIANTS[name]
+    plain = {"weight": 0.01, "resolutions": [8], "width": 8}
+    fields = {"gan": plain | gan, "student_every": 2, **more}
+    teacher = "sharded" if backend == "fsdp" else "replicated"
+    assert_sent_as_planned(measured(backend, accumulation, fields=fields, teacher=teacher), RANKS)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_plan_holds_what_is_held(measured: Measured, name: str) -> None:
+    """To 2%: weights, moments, average and teacher, between iterations."""
+    backend, ranks, more = LAYOUTS[name]
+    assert_held_as_planned(measured(backend, 1, ranks, **more), ranks)
+
+
+def test_a_plan_holds_what_8_bits_hold(measured: Measured) -> None:
+    """With fsdp, by torchao; wide, since the moments of small weights stay float32."""
+    adam = {"kind": "adamw8bit", "lr": 1e-3}
+    fields = {"optim": dict.fromkeys(("student", "fake", "heads"), adam)}
+    assert_held_as_planned(measured("fsdp", channels=(128, 256), fields=fields), RANKS)
+
+
+def assert_held_as_planned(rows: list[dict[str, Any]], ranks: int) -> None:
+    parts = planned(rows[0], ranks).bytes_per_gpu
+    expected = sum(parts[part] for part in ("weights", "optimizer", "averages", "teacher"))
+    for row in rows:
+        assert row["held"] == pytest.approx(expected, rel=0.02)

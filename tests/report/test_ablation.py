@@ -66,7 +66,7 @@ def test_nothing_in_common_is_no_comparison() -> None:
 LAYOUT = Layout(
     {"divergence": ["rkl", "js"], "GAN": ["with", "without"]},
     {(d, g): [("rkl", g)] for d in ("rkl", "js") for g in ("with", "without")},
-    ["distance"],
+    {"distance": "ratio"},
 )
 SCORES = {
     ("rkl", "with"): {0: {"distance": 2.0}, 1: {"distance": 4.0}},
@@ -85,6 +85,38 @@ def test_rows_compare_with_the_same_column() -> None:
     assert rows[1]["compared"] == pytest.approx(0.5)
     assert rows[1]["baseline"] == "rkl / with"
     assert rows[2]["deviation"] is None
+
+
+MIXED = replace(LAYOUT, metrics={"distance": "ratio", "recall": "difference", "share": "ratio"})
+COLLAPSED = {
+    ("rkl", "with"): {s: {"distance": 2.0, "recall": 0.2, "share": 0.2} for s in (0, 1)},
+    ("js", "with"): {s: {"distance": 1.0, "recall": 0.1 * s, "share": 0.1 * s} for s in (0, 1)},
+}
+
+
+def test_a_seed_at_zero_has_a_difference_and_a_word_in_place_of_a_ratio() -> None:
+    rows = {row["metric"]: row for row in result_rows(MIXED, COLLAPSED) if row["baseline"]}
+    assert [row["comparison"] for row in rows.values()] == [
+        "ratio",
+        "difference",
+        "no ratio: a seed at 0",
+    ]
+    assert rows["distance"]["compared"] == pytest.approx(0.5)
+    assert rows["recall"]["compared"] == pytest.approx(-0.15)
+    assert (rows["share"]["compared"], rows["share"]["pairs"]) == (None, 0)
+    lines = markdown("plan", MIXED, COLLAPSED).splitlines()
+    told = [line for line in lines if line.startswith("| js")]
+    assert "<br>×0.500 [0.500, 0.500] |" in told[0]
+    assert "<br>-0.15 [" in told[1]
+    assert "| 0.05 ± 0.071<br>no ratio: a seed at 0 |" in told[2]
+    assert "below it the ratio or difference to a baseline" in "".join(lines)
+
+
+def test_the_word_names_its_baseline_where_there_are_several() -> None:
+    both = replace(BOTH, metrics=MIXED.metrics)
+    scores = COLLAPSED | {("js", "without"): {0: {"share": -0.1}}}
+    told = markdown("plan", both, scores)
+    assert "no ratio: a seed at 0 of rkl<br>no ratio: a seed below 0 of without" in told
 
 
 def test_markdown_has_the_papers_shape() -> None:

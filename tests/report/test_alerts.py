@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -205,3 +206,50 @@ def test_rows_without_a_figure_neither_end_a_sign_nor_begin_it() -> None:
         new = watch.look(2 * i, {"r/clipped": 0.9}) + watch.look(2 * i + 1, {"loss/gap": 1.0})
         assert len(new) == (i == 19)
     assert watch.look(99, {"r/clipped": float("nan")}) == []
+
+
+def resumed(rows: Sequence[Mapping[str, float]], every: int) -> list[tuple[int, str]]:
+    """What is told by starts of which each ends after so many rows, and three more that are lost
+    with it and look worse than they are."""
+    log: list[Mapping[str, Any]] = []
+    found: list[tuple[int, str]] = []
+    for begin in range(0, len(rows), every):
+        watch, step = Watch(), int(rows[begin - 1]["step"]) if begin else 0
+        watch.recall(log, step)
+        log += [{"event": "resume", "step": step}] if log else []
+        part, lost = rows[begin : begin + every], rows[begin + every : begin + every + 3]
+        found += [(row["step"], sign) for row in part for sign, _ in watch.look(row["step"], row)]
+        log += [*part, *({**row, "similarity/fake": 0.0, "r/clipped": 1.0} for row in lost)]
+    return found
+
+
+SATURATED = [
+    {
+        "step": 10 * i,
+        "discriminator/accuracy": 0.99,
+        "similarity/fake": 0.1 if i < 30 else 0.5,
+        **({"quick/mode_entropy": 2.0 if i < 70 else 1.0} if i % 10 == 0 else {}),
+    }
+    for i in range(1, 121)
+]
+
+
+@pytest.mark.parametrize("every", [1, 7, 30, 60])
+def test_a_run_in_pieces_is_told_what_a_whole_one_is(every: int) -> None:
+    expected = [(200, "discriminator saturated"), (410, "mode loss"), (900, "mode loss")]
+    assert told_of(SATURATED) == expected
+    assert resumed(SATURATED, every) == expected
+    for toy in ("toy_fkl", "toy_fkl_plain", "toy_rkl"):
+        rows = read_history(TOYS / f"{toy}.jsonl").rows
+        assert resumed(rows, every) == told_of(rows)
+
+
+def test_what_was_logged_after_the_state_a_run_goes_on_from_is_forgotten() -> None:
+    log = [{"step": i, "r/clipped": 0.9} for i in range(1, 41)]
+    signs = []
+    for step in (0, 15, 30):
+        watch = Watch()
+        watch.recall(log, step)
+        rows = range(step + 1, 41)
+        signs.append([i for i in rows if watch.look(i, {"r/clipped": 0.9})])
+    assert signs == [[20], [20], []]  # It was on at iteration 30, and told.

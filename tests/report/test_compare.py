@@ -148,5 +148,44 @@ def test_suites_besides_the_newest_are_shown(runs: list[Path]) -> None:
     assert "Published, cifar10" in text
 
 
+def test_every_kind_of_teacher_has_a_column(runs: list[Path]) -> None:
+    """Of runs of one teacher the first one's; else it is told whose."""
+    for number, run in enumerate(runs):
+        told = json.loads((run / "evaluation.json").read_text())
+        told["teacher"]["sampler"] = "Heun, 50 steps"
+        told["student"]["sampler"] = "DDIM, 1 steps"
+        sde = {"nfe": 40, "recall": 0.625 + number / 8, "sampler": "ancestral, 40 steps"}
+        (run / "evaluation.json").write_text(json.dumps(told | {"teacher_sde": sde}))
+    page = Page(write_comparison(runs).read_text())
+    assert [text for text, _ in page.cells[:4]] == ["50", "40", "1", "1"]
+    text = " ".join(page.text)
+    assert "teacher_sde ancestral, 40 steps" in text
+    assert "of first" not in text
+    assert "first DDIM, 1 steps" in text
+    assert "0.625" in text
+    assert "0.750" not in text
+    recipe = runs[1] / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("runs/teacher", "runs/other"))
+    text = " ".join(Page(write_comparison(runs).read_text()).text)
+    assert "teacher_sde ancestral, 40 steps, of first" in text
+    assert "teacher_sde ancestral, 40 steps, of second" in text
+    assert "0.750" in text
+
+
+def test_a_variance_of_zero_is_said_and_leaves_the_others_scale_alone(runs: list[Path]) -> None:
+    """Reverse KL's h is 1 everywhere: zeros would take the log scale from the other run."""
+    rows = [row | {"h/variance": row["step"] / 100} for row in metrics()]
+    write_log(runs[1] / "metrics.jsonl", rows)
+    write_log(runs[0] / "metrics.jsonl", [row | {"h/variance": 0.0} for row in metrics()])
+    figure = chart(write_comparison(runs).read_text(), "Variance of h")
+    assert "Zero, h is constant: first." in figure
+    assert "log scale" in figure
+    assert "--series-1" not in figure
+    write_log(runs[1] / "metrics.jsonl", [row | {"h/variance": 1e-16} for row in metrics()])
+    figure = chart(write_comparison(runs).read_text(), "Variance of h")
+    assert "Zero, h is constant: first, second." in figure
+    assert "<svg" not in figure
+
+
 def test_fields_by_dotted_name() -> None:
     assert flat({"a": {"b": 1, "c": {}}, "d": [2]}) == {"a.b": 1, "a.c": {}, "d": [2]}

@@ -7,8 +7,12 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image
 
+from stack.report import figures_runs
 from stack.report.figures_grids import picture_grid
 from stack.report.figures_runs import (
     Field,
@@ -88,6 +92,81 @@ def test_seeds_are_one_line_in_a_band(tmp_path: Path) -> None:
     # A geometric mean of 1, 2 and 4 is 2: one line, without the raw ones.
     drawn = [path.read_text().count("opacity: 0.22") for path in (one[1], band[1])]
     assert drawn == [1, 0]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """What would have been written."""
+    figures: list[Figure] = []
+
+    def keep(figure: Figure, *_: object) -> list[Path]:
+        figures.append(figure)
+        return []
+
+    monkeypatch.setattr(figures_runs, "write", keep)
+    return figures
+
+
+def lines_of(figure: Figure) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Iterations and values of the first axes' lines; those of the legend have none."""
+    data = [(np.asarray(x), np.asarray(y)) for x, y in map(Line2D.get_data, figure.axes[0].lines)]
+    return [(x, y) for x, y in data if x.size]
+
+
+def straight(first: int, last: int, height: float) -> History:
+    rows = [{"step": step, "loss/gap": height} for step in range(first, last + 1, 10)]
+    return History(rows)
+
+
+@pytest.mark.parametrize("rows", [10, 60])  # Raw with dots, or smoothed.
+def test_a_band_is_where_every_seed_is(rows: int, tmp_path: Path, drawn: list[Figure]) -> None:
+    """The first is the longest; beyond the others its own values are drawn, and no mean."""
+    last = 10 * rows
+    seeds = {"a": straight(10, 2 * last, 3.0), "b": straight(10, last, 1.0)}
+    overlaid(
+        tmp_path / "fig",
+        [Overlay("loss/gap", "Loss")],
+        {"all": seeds | {"c": straight(30, last + 50, 2.0)}},
+    )
+    axes = drawn[0].axes[0]
+    [band] = axes.collections
+    box = band.get_paths()[0].get_extents()
+    assert (box.x0, box.x1, box.y0, box.y1) == (30, last, 1, 3)
+    (steps, mean), *alone = lines_of(drawn[0])
+    assert set(mean) == {2.0}
+    assert (steps.min(), steps.max()) == (30, last)
+    found = {}
+    for x, y in alone:
+        seen = np.isfinite(y)
+        found[y[seen][0]] = x[seen].tolist()
+    assert found == {
+        1.0: [10, 20],
+        2.0: [*range(last + 10, last + 60, 10)],
+        3.0: [10, 20, *range(last + 10, 2 * last + 10, 10)],
+    }
+    assert "thin: a seed" in drawn[0].get_supxlabel()
+
+
+def test_seeds_of_one_length_have_no_thin_lines(tmp_path: Path, drawn: list[Figure]) -> None:
+    seeds = {name: straight(10, 5000, height) for name, height in (("a", 1.0), ("b", 2.0))}
+    overlaid(tmp_path / "fig", [Overlay("loss/gap", "Loss")], {"all": seeds})
+    assert len(lines_of(drawn[0])) == 1
+    assert "thin" not in drawn[0].get_supxlabel()
+
+
+def test_what_is_zero_is_said_for_a_log_scale_has_no_place_for_it(tmp_path: Path) -> None:
+    def log(variance: float) -> dict[str, History]:
+        rows = [{"step": i, "h/variance": variance, "loss/gap": 1 / i} for i in range(1, 40)]
+        return {"seed0": History(rows)}
+
+    panels = [Overlay("loss/gap", "Loss", log=True), Overlay("h/variance", "Variance", log=True)]
+    both = {"forward KL": log(0.5), "reverse KL": log(0.0)}
+    text = overlaid(tmp_path / "both", panels, both)[1].read_text()
+    assert ">zero: reverse KL<" in text
+    assert ">Variance, log scale<" in text
+    alone = overlaid(tmp_path / "alone", panels, {"reverse KL": log(1e-16)})[1].read_text()
+    assert ">Variance: zero, not drawn<" in alone
+    assert ">Variance, log scale<" not in alone
 
 
 def test_where_nobody_comes_nothing_is_drawn(tmp_path: Path) -> None:

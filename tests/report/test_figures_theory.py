@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,6 +64,12 @@ def test_what_is_zero_is_drawn_and_said(tmp_path: Path) -> None:
     assert text.count(">reverse KL (zero)<") == 1
     assert text.count("(zero)") == 1
     assert text.count("stroke-dasharray") >= 3  # A line in both panels, and in the legend.
+
+
+@pytest.mark.parametrize("draw", [divergence_curves, variance_of_h])
+def test_the_columns_are_those_of_the_docstring(draw: Any, tmp_path: Path) -> None:
+    header = draw(tmp_path / "fig")[2].read_text().splitlines()[0]
+    assert f"CSV with {header.replace(',', ', ')}." in draw.__doc__
 
 
 def test_divergence_figure_holds_f_prime_and_h(tmp_path: Path) -> None:

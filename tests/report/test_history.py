@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stack.report.history import read_history
+from stack.report.history import History, read_history
 from stack.util.errors import UserError
 
 
@@ -47,6 +47,15 @@ def test_abandoned_rows_are_dropped(name: str, tmp_path: Path) -> None:
     assert [row["step"] for row in history.rows] == steps
     assert history.restarts == restarts
     assert history.torn == 0
+
+
+def test_a_mean_over_the_end_is_of_the_rows_that_hold_the_figure() -> None:
+    found = History([{"step": i, "loss": float(i)} for i in range(1, 9)])
+    found.rows.extend({"step": i, "other": 0.0} for i in range(9, 99))
+    assert found.late("loss", 0.25) == 7.5
+    assert found.late("loss", 1) == 4.5
+    assert found.late("loss", 0.01) == 8  # One row at least.
+    assert found.late("grad", 0.5) is None
 
 
 def test_two_rows_of_one_iteration_are_one(tmp_path: Path) -> None:

@@ -54,6 +54,18 @@ def test_rows_that_can_be_read(name: str, tmp_path: Path) -> None:
     assert list(read_rows(file)) == rows
 
 
+def test_tables_can_be_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    table = '"levels/h": [[1, 2.5, null], [3, 4, 5]], "levels/log_snr": [], '
+    whole = f'{{"step": 1, "a": [1], {table}"b": "]", "levels/r_bounds": [-2, 3]}}'
+    torn = '{"step": 2, "levels/h": [[1, 2], [{"event": "resume"}'
+    file.write_text(f"{whole}\n{torn}\n")
+    found = list(read_rows(file, tables=False))
+    assert found == [{"step": 1, "a": [1], "b": "]"}, {"event": "resume"}]
+    [first, second] = read_rows(file)
+    assert (first["levels/h"][1], second) == ([3, 4, 5], {"event": "resume"})
+
+
 def test_bytes_that_are_no_text_spoil_their_line_only(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_bytes(b'{"a": 1}\n{"a": \xff\xfe\n{"a": 3}\n')

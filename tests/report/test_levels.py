@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from math import log
 from pathlib import Path
 
@@ -145,6 +146,24 @@ def test_charts_are_bare_svg_and_name_their_runs(found: Levels) -> None:
     assert html.count("<svg") == 2 + 2 + 4
     assert not re.search(r"#[0-9a-fA-F]{6}", html)
     assert level_figures({}) == ""
+
+
+def test_a_variance_of_zero_is_said(found: Levels) -> None:
+    """Reverse KL's h is 1 everywhere."""
+    ones = replace(found, h=np.array([[6.0, 6.0, 6.0], [13.0, 13.0, 13.0], [0.0, 0.0, 0.0]]))
+
+    def chart(runs: dict[str, Levels | None]) -> str:
+        html = level_figures(runs)
+        html = html[html.index("<h3>Variance of h by noise level</h3>") :]
+        return html[: html.index("</figure>")]
+
+    assert "Zero: h is constant." in chart({"rkl": ones})
+    assert "<svg" not in chart({"rkl": ones})
+    both = chart({"rkl": ones, "fkl": found})
+    assert "Zero, h is constant: rkl." in both
+    assert "--series-2" in both
+    assert "--series-1" not in both
+    assert "Zero" not in chart({"fkl": found})
 
 
 def test_a_run_without_tables_keeps_its_colour(found: Levels) -> None:

@@ -16,10 +16,10 @@ from stack.diffusion.schedule import DiscreteSchedule
 from stack.nets.edm import EdmDenoiser, edm_network
 from stack.nets.edm_blocks import EdmConfig
 from stack.nets.sd15 import SDDenoiser
-from stack.sample.class_to_image import ClassToImage
+from stack.sample.class_to_image import ClassToImage, _tell_of_no_classes
 from stack.sample.generate import Sampler, TextToImage, generate
 from stack.util.errors import UserError
-from tests.edm_world import CONFIG, random_network
+from tests.edm_world import CLASSES, CONFIG, random_network
 from tests.tiny import WIDTH, tiny_denoiser, tiny_unet
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -166,6 +166,31 @@ def test_an_edm_network_is_churned_as_the_published_one_of_its_architecture() ->
     adm = CONFIG.model_copy(update={"architecture": "adm"})
     assert classes().with_settings(kind="sde").churn == CIFAR10_CHURN
     assert classes(adm).with_settings(kind="sde").churn == IMAGENET64_CHURN
+
+
+def test_without_classes_their_numbers_change_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """Which is told; captions are refused."""
+    _tell_of_no_classes.cache_clear()
+    blind = classes(CONFIG.model_copy(update={"label_dim": 0}))
+    assert (blind.classes, classes().classes, captions().classes) == (0, CLASSES, None)
+    empty = generate(blind, [""] * 3, seed=0, batch=3)
+    assert not caplog.records
+    numbered = generate(blind, ["0", "1", "200"], seed=0, batch=3)
+    assert torch.equal(empty, numbered)
+    assert [record.message for record in caplog.records] == [
+        "the network has no classes: the number of one changes nothing"
+    ]
+    with pytest.raises(UserError) as error:
+        generate(blind, ["a dog"], seed=0, batch=3)
+    told = "class: 'a dog': the network has none; its condition is the empty one"
+    assert str(error.value) == told
+
+
+@pytest.mark.parametrize("condition", ["", "3", "-1", "a dog"])
+def test_a_class_that_is_not_there(condition: str) -> None:
+    with pytest.raises(UserError) as error:
+        generate(classes(), [condition], seed=0, batch=1)
+    assert str(error.value) == f"class: {condition!r} is not one of 0 to {CLASSES - 1}"
 
 
 def test_an_edm_network_has_no_guidance() -> None:

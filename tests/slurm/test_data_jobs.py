@@ -55,9 +55,9 @@ def test_parts_of_the_rows_by_an_array(slurm: Cluster, world: World, tmp_path, s
 
 
 def test_a_part_that_runs_out_of_time_goes_on(slurm: Cluster, world: World, tmp_path, server):
-    """As Slurm signals the shell before the limit."""
+    """As Slurm signals the shell before the limit; so often, and no more."""
     rows_file(tmp_path / "rows/00000.parquet", [f"{server.url}/slow/{n}" for n in range(60)])
-    job = download(slurm, world, tmp_path, "0-0", PASSES="1")
+    job = download(slurm, world, tmp_path, "0-0", PASSES="1", MAX_STOPS="1")
     part = tmp_path / "shards/part-00000-of-00001"
     until(lambda: (part / "000002.tar").exists(), job.told(), PATIENCE)
     slurm.run("scancel", "--signal=USR1", "--batch", job.number)
@@ -65,11 +65,16 @@ def test_a_part_that_runs_out_of_time_goes_on(slurm: Cluster, world: World, tmp_
     before = (part / "000001.tar").stat().st_mtime_ns
     time.sleep(3)  # A credential of the same second would still count as revoked.
 
-    def finished() -> bool:
+    def under_way() -> bool:
         slurm.run("scontrol", "update", f"jobid={job.number}", "StartTime=now", check=False)
-        return (part / "manifest.json").exists()
+        return (part / "000003.tar").exists() and job.state == "RUNNING"
 
-    until(finished, job.told(), PATIENCE)
+    until(under_way, job.told(), PATIENCE)
+    slurm.run("scancel", "--signal=USR1", "--batch", job.number)
+    until((part / "manifest.json").exists, job.told(), PATIENCE)
+    job.wait("COMPLETED")
+    assert job.restarts == 1
+    assert "has begun anew 1 times (MAX_STOPS); submit it again" in job.told()
     assert verify(part).samples == 60
     assert (part / "000001.tar").stat().st_mtime_ns == before
 

@@ -63,9 +63,9 @@ def stop_a_rank(job: Job) -> None:
 
 
 def run_out_of_time(job: Job) -> None:
-    """The limit is set to the next full minute but one; the signal comes 30 s before."""
+    """The limit is set to the next full minute but two; the signal comes 90 s before."""
     hours, minutes, _ = job.slurm.job(job.number)["RunTime"].split(":")
-    limit = int(hours) * 60 + int(minutes) + 1
+    limit = int(hours) * 60 + int(minutes) + 2
     job.slurm.run("scontrol", "update", f"jobid={job.number}", f"TimeLimit={limit}")
 
 
@@ -105,7 +105,7 @@ def test_a_run_that_is_disturbed_in_every_way_ends_as_one_that_is_not(
 ) -> None:
     run = tmp_path / "run"
     fields = [*FIELDS, "iterations=150"]
-    arguments = ["--nodes=2", "--signal=USR1@30", "slurm/coyo_js.sbatch", *fields]
+    arguments = ["--nodes=2", "--signal=USR1@90", "slurm/coyo_js.sbatch", *fields]
     job = Job(slurm, world, run, *arguments)
     for number, (disturb, status, reason) in enumerate(DISTURBANCES, 1):
         job.advance()
@@ -205,3 +205,20 @@ def test_doctor_on_all_nodes(slurm: Cluster, world: World, tmp_path: Path) -> No
     told = (tmp_path / "run.out").read_text()
     assert "collectives" in told
     assert "0 failed" in told
+
+
+def test_a_rank_that_dies_does_not_take_the_doctor_along(
+    slurm: Cluster, world: World, tmp_path: Path
+) -> None:
+    """The first rank waits for it, longer than the others would be waited for in a training."""
+    (tmp_path / "broken").mkdir()
+    script = "import os\nif os.environ.get('RANK') == '3':\n    os._exit(9)\n"
+    (tmp_path / "broken" / "sitecustomize.py").write_text(script)
+    fields = [field for field in FIELDS if "timeout" not in field]
+    env = {"GRACE": "", "PYTHONPATH": str(tmp_path / "broken")}
+    job = Job(slurm, world, tmp_path / "run", "-N2", "slurm/doctor.sbatch", *fields, **env)
+    job.wait("FAILED")
+    told = (tmp_path / "run.out").read_text()
+    assert "n2: task 3: Exited with exit code 9" in told
+    assert "did not come within 75 s" in told
+    assert "1 failed" in told

@@ -11,7 +11,7 @@ from stack.train.budget import total as total_of
 
 P, TEACHER = 800_000_000, 900_000_000
 WORK = Work(
-    trained=(Network(P, P // 10, "adamw", (2, 1), (True, False)),),
+    trained=(Network(P, P // 10, "adamw", (2 * P, P), (P, 0)),),
     teacher=TEACHER,
     frozen=0,
     averages=1,
@@ -62,6 +62,29 @@ def test_many_nodes_are_bound_by_all_their_ports() -> None:
     assert seconds(WORK, DDP, 0.4)[1] == pytest.approx(computing)
 
 
+def test_captions_are_encoded_in_float32_before_every_step() -> None:
+    text = replace(WORK, text_flops=1e13)
+    for place, rate in ((DDP, 67e12), (replace(DDP, gpu=GPUS["a100-80gb"]), 19.5e12)):
+        pairs = zip(seconds(text, place, 0.4), seconds(WORK, place, 0.4), strict=True)
+        assert all(more - less == pytest.approx(1e13 / (rate * 0.4 * 64)) for more, less in pairs)
+
+
+def test_what_two_backwards_come_to_is_reduced_twice() -> None:
+    """But once by what reduces after the last backward."""
+    twice = replace(WORK.trained[0], reached=(P + P // 2, 0))
+    work = replace(WORK, trained=(twice,), micro_batches=4)
+    one = replace(WORK, micro_batches=4)
+    for place, times in (
+        (DDP, 0),
+        (FLAT, 1),
+        (replace(DDP, backend="zero1"), 0),
+        (replace(DDP, backend="zero2"), 4),
+        (replace(DDP, backend="zero3"), 4),
+    ):
+        more = total_of(sent(work, place)[0]) - total_of(sent(one, place)[0])
+        assert more == pytest.approx(times * 4 * (P // 2) * 63 / 64, rel=1e-6), place.backend
+
+
 def test_copies_of_a_node_send_little_beyond_it() -> None:
     """HSDP gathers and scatters inside; between nodes go the parts of the gradients."""
     flat, copies = sent(WORK, FLAT)[0], sent(WORK, HSDP)[0]
@@ -107,10 +130,23 @@ def test_a_grid_takes_what_training_leaves_free() -> None:
     [
         ("NVIDIA H100 80GB HBM3", "h100"),
         ("NVIDIA H200", "h200"),
+        ("NVIDIA B200", "b200"),
         ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA GeForce RTX 3090", "rtx3090"),
         ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
+        ("NVIDIA A100-PCIE-40GB", "a100-40gb"),
+        ("NVIDIA A100-SXM4-80GB", "a100-80gb"),
+        ("NVIDIA A100 80GB PCIe", "a100-80gb"),
         ("NVIDIA L40S", "l40s"),
         ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H100 NVL", None),
+        ("NVIDIA H200 NVL", None),
+        ("NVIDIA GB200", None),
+        ("NVIDIA GH200 480GB", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 3090 Ti", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
         ("NVIDIA GeForce GTX 1080", None),
     ],
 )

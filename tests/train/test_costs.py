@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from stack.config.load import load_recipe
 from stack.config.schema import DistillRecipe
@@ -15,15 +16,17 @@ from stack.diffusion.karras import KarrasSchedule
 from stack.nets.attention import set_attention
 from stack.nets.edm import EdmDenoiser, edm_network
 from stack.nets.edm_blocks import CIFAR10, IMAGENET64, EdmConfig
-from stack.nets.published import new_unet, unet_config
+from stack.nets.published import SD15_FROZEN, new_unet, unet_config
+from stack.train import build_cost
 from stack.train.build_cost import (
     Imagined,
     count_activations,
     count_again,
     count_flops,
+    count_sizes,
     unused_by_features,
 )
-from stack.train.build_subject import edm_subject, sd_subject
+from stack.train.build_subject import SD15_TEXT, edm_subject, sd_subject, text_flops
 from stack.verbs.bench_step import Steps
 from tests.pipeline import ROOT
 from tests.train.small import config_of
@@ -79,7 +82,7 @@ def test_steps_are_what_a_counter_sees_on_real_tensors(checkpointing: str) -> No
     made = recipe(*fields, f"compute.checkpointing={checkpointing}", "parallel={backend: none}")
     subject = sd_subject(TWO_LEVELS)
     steps, flops = Steps(made, subject, 2), count_flops(made, subject)
-    again = count_again(made, subject, flops)
+    again = count_again(made, subject)
     assert (again == 0) == (checkpointing != "full")
     assert again < flops.forward
     for name, trained in (("student", 1), ("critic", 1), ("joint", 2)):
@@ -91,11 +94,44 @@ def test_steps_are_what_a_counter_sees_on_real_tensors(checkpointing: str) -> No
 
 def test_a_pass_for_features_leaves_out_the_decoder() -> None:
     imagined = Imagined(recipe("gan.resolutions=[8]"), sd_subject(TWO_LEVELS), 1)
-    unused = set(unused_by_features(imagined))
-    unet = imagined.networks.teacher.unet
-    parts = [part for stage in unet.up_blocks for part in stage.resnets]
+    teacher = imagined.networks.teacher
+    unused = set(unused_by_features(imagined, teacher.blocks()))
+    parts = [part for stage in teacher.unet.up_blocks for part in stage.resnets]
     assert unused > set(parts)
-    assert not unused & set(unet.mid_block.resnets)
+    assert not unused & set(teacher.unet.mid_block.resnets)
+    sizes = count_sizes(recipe("gan.resolutions=[8]"), sd_subject(TWO_LEVELS))
+    decoder = [part for stage in teacher.unet.up_blocks for part in stage.parameters()]
+    out = [*teacher.unet.conv_norm_out.parameters(), *teacher.unet.conv_out.parameters()]
+    assert sizes.reached == sizes.network - sum(part.numel() for part in (*decoder, *out))
+    assert sizes.reached < sizes.encoder < sizes.network  # What is in no block goes with all.
+
+
+def test_captions_cost_what_a_counter_sees() -> None:
+    """Of Stable Diffusion v1.5's text encoder, which has the published number of parameters."""
+    config = CLIPTextConfig(**SD15_TEXT, num_attention_heads=12)
+    with torch.device("meta"):
+        model = CLIPTextModel(config)
+        ids = torch.zeros(1, 77, dtype=torch.int64)
+    assert sum(part.numel() for part in model.parameters()) == SD15_FROZEN["text encoder"]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(input_ids=ids)
+    assert text_flops(SD15_TEXT) == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_what_is_counted_once_is_not_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one process; what decides the cost is counted anew."""
+    monkeypatch.setattr(build_cost, "_KNOWN", {})
+    told: list[str] = []
+    subjects = [sd_subject(config_of(16)) for _ in range(2)]
+    head = "gan.resolutions=[2]"
+    for subject in subjects:
+        for more in ("name=other", "optim.student.lr=1", "gan.r1_gamma=0"):
+            count_flops(recipe(head, more), subject, told.append)
+    assert told == ["operations of a sample"] * 2  # With R1 and without.
+    for batch in (1, 2, 1):
+        count_activations(recipe(head), subjects[0], batch, tell=told.append)
+    assert len(told) == 4
+    assert told[-1] == "activations, batch 2, compute.checkpointing=none"
 
 
 def test_the_network_has_the_parameters_of_the_published_one() -> None:

@@ -120,6 +120,7 @@ def test_export_and_sample(
         exported.denoise(80 * z, sigma, c),
         student.denoiser.denoise(80 * z, sigma, c),  # type: ignore[attr-defined]
     )
+    assert json.loads((run / "student" / "sampler.json").read_text()) == {"steps": 1}
     tensors, _ = state_of(run)
     averages = {n.removeprefix("ema_0.9."): v for n, v in tensors.items() if n.startswith("ema")}
     weights = dict(exported.named_parameters())
@@ -132,6 +133,18 @@ def test_export_and_sample(
     assert set(told["prompts"]) == {"0", "1", "2"}
 
 
+def test_both_are_looked_at_in_float32(tmp_path: Path, edm_run: Path) -> None:
+    """Whatever precision the run trains in: published figures are not of bfloat16 networks."""
+    run = copy(edm_run, tmp_path / "run")
+    recipe = run / "recipe.yaml"
+    told = recipe.read_text()
+    recipe.write_text(told.replace("precision: fp32", "precision: bf16"))
+    assert recipe.read_text() != told
+    recipe, *models = teacher_and_student(run)
+    assert recipe.precision == "bf16"
+    assert [model.facts()["precision"] for model in models] == ["fp32", "fp32"]
+
+
 def test_a_warm_start_takes_the_weights(tmp_path: Path, edm_world: EdmWorld, edm_run: Path) -> None:
     """The second phase of ImageNet-64: all three networks'."""
     recipe = write_recipe(tmp_path, distill_fields(edm_world, init_from=str(edm_run)))
@@ -142,6 +155,17 @@ def test_a_warm_start_takes_the_weights(tmp_path: Path, edm_world: EdmWorld, edm
         names = [name for name in now if name.startswith(network) and "optimizer" not in name]
         assert names
         assert all(torch.allclose(now[name], before[name], atol=1e-6) for name in names)
+
+
+def test_a_warm_start_from_a_teachers_training(
+    tmp_path: Path,
+    edm_world: EdmWorld,
+    edm_teacher_run: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = write_recipe(tmp_path, distill_fields(edm_world, init_from=str(edm_teacher_run)))
+    told = f"init_from: {edm_teacher_run}: job: pretrain_edm: not a run of stack distill"
+    assert refused(capsys, "distill", recipe) == f"{recipe}: {told}"
 
 
 def test_micro_batches_change_nothing(tmp_path: Path, edm_world: EdmWorld, edm_run: Path) -> None:

@@ -15,6 +15,7 @@ from stack.cli import main
 from stack.nets.sd15 import SDDenoiser, load_schedule, load_unet
 from stack.nets.text import load_text
 from stack.nets.vae import load_vae
+from stack.nets.weights import STEMS
 from stack.sample.export import save_pipeline
 from stack.sample.generate import TextToImage, generate
 from stack.train.build_pictures import teacher_and_student
@@ -93,6 +94,28 @@ def test_any_parameterization(tmp_path: Path, world: World, prediction: str) -> 
     cpu = torch.device("cpu")
     student = TextToImage(denoiser, load_text(teacher), load_vae(teacher), cpu)
     assert_plain_diffusers_agrees(save_pipeline(unet, teacher, tmp_path / "out"), student)
+
+
+def test_betas_of_its_own_and_weights_in_half_precision(tmp_path: Path, world: World) -> None:
+    """The student has the teacher's schedule, and files that diffusers takes without a variant."""
+    teacher = copy(world.teacher, tmp_path / "teacher")
+    path = teacher / "scheduler" / "scheduler_config.json"
+    betas = torch.linspace(0.001, 0.03, 1000).tolist()
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"trained_betas": betas}))
+    for part, stem in STEMS.items():
+        whole = teacher / part / f"{stem}.safetensors"
+        weights = {name: value.half() for name, value in load_file(whole).items()}
+        save_file(weights, whole.with_suffix(".fp16.safetensors"), metadata={"format": "pt"})
+        whole.unlink()
+    unet = load_unet(teacher)
+    denoiser = SDDenoiser(unet, *load_schedule(teacher)).eval()
+    cpu = torch.device("cpu")
+    student = TextToImage(denoiser, load_text(teacher), load_vae(teacher), cpu)
+    out = save_pipeline(unet, teacher, tmp_path / "out")
+    assert not list(out.rglob("*fp16*"))
+    assert_plain_diffusers_agrees(out, student)
+    config = json.loads((out / "scheduler/scheduler_config.json").read_text())
+    assert config["trained_betas"] == betas
 
 
 def test_text_weights_have_the_names_that_older_transformers_want(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -31,10 +32,32 @@ def edm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_as_many_steps_as_it_is_made_for(tmp_path: Path, world: World, edm: Path) -> None:
     student = save_pipeline(load_unet(world.teacher), world.teacher, tmp_path / "student")
-    found = {path: of_folder(path) for path in (edm, world.teacher, student)}
-    assert [sampler.steps for sampler in found.values()] == [18, 25, 1]
-    assert [sampler.nfe for sampler in found.values()] == [35, 25, 1]
-    assert all(sampler.device == CPU for sampler in found.values())
+    adm = random_network(CONFIG.model_copy(update={"architecture": "adm"}))
+    networks = (
+        edm,
+        save_edm(adm, tmp_path / "adm"),
+        save_edm(random_network(CONFIG), tmp_path / "edm_student", steps=1),
+        save_edm(adm, tmp_path / "adm_student", steps=1),
+    )
+    found = [of_folder(path) for path in (*networks, world.teacher, student)]
+    assert [sampler.steps for sampler in found] == [18, 40, 1, 1, 25, 1]
+    assert [sampler.nfe for sampler in found] == [35, 79, 1, 1, 25, 1]
+    assert all(sampler.device == CPU for sampler in found)
+
+
+@pytest.mark.parametrize("told", [[], {}, {"steps": 0}, {"steps": "1"}, {"steps": True}], ids=str)
+def test_steps_that_are_garbled(tmp_path: Path, told: object) -> None:
+    folder = save_edm(random_network(CONFIG), tmp_path / "student", steps=1)
+    (folder / "sampler.json").write_text(json.dumps(told))
+    with pytest.raises(UserError, match=r"sampler\.json: steps: .*; export the student again"):
+        of_folder(folder)
+
+
+def test_a_teacher_in_place_of_a_student_is_none(tmp_path: Path) -> None:
+    """What says that a folder is a student's does not stay behind."""
+    network = random_network(CONFIG)
+    save_edm(network, tmp_path / "network", steps=1)
+    assert of_folder(save_edm(network, tmp_path / "network")).steps == 18
 
 
 def test_with_other_weights(world: World, edm: Path) -> None:

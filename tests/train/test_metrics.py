@@ -65,6 +65,19 @@ def test_a_second_start_goes_on_in_the_same_file(tmp_path: Path) -> None:
     assert [row.get("event") for row in rows_of(tmp_path)] == [None, "resume"]
 
 
+def test_a_second_start_knows_what_the_first_one_saw(tmp_path: Path) -> None:
+    """Two starts of ten rows each, the second of which goes on from the eighth; and one more."""
+    told = []
+    for first, last in ((1, 10), (9, 20), (21, 30)):
+        metrics = MetricsLog(tmp_path, step=first - 1)
+        metrics.event("resume" if metrics.continued else "start", first - 1)
+        for step in range(first, last + 1):
+            metrics.row(step, {"r/clipped": 0.9, "levels/h": [[1, 2, 3]]})
+        metrics.close()
+        told.append([row["step"] for row in rows_of(tmp_path) if row.get("event") == "alert"])
+    assert told == [[], [20], [20]]
+
+
 def test_a_silent_log_writes_nothing(tmp_path: Path) -> None:
     metrics = MetricsLog(tmp_path, silent=True)
     metrics.row(1, {"loss/fake": 1.0})

@@ -103,6 +103,18 @@ HANGS = {
 }
 
 
+@pytest.mark.parametrize("paused", ["with alive.paused(): time.sleep(60)", "time.sleep(60)"])
+def test_what_is_no_iteration_has_ten_times_as_long(paused: str, tmp_path: Path) -> None:
+    """Saves and evaluations, and what comes before the first iteration."""
+    begun = time.monotonic()
+    first = "alive.close(); alive = pulse.Pulse(alive.folder, 0.2, 9)"
+    first += "; alive.beat(3)" if "paused" in paused else ""
+    done = run_script(tmp_path, paused, more=first)
+    assert done.returncode == 75
+    assert time.monotonic() - begun >= 2
+    assert "no progress for 2 s (parallel.watchdog)" in done.stderr
+
+
 def run_script(folder: Path, hang: str, **settings: Any) -> subprocess.CompletedProcess[str]:
     values = {"limit": 1, "later": 1, "more": "", **settings}
     script = _BEGIN.format(folder=str(folder), hang=hang, **values)
@@ -139,6 +151,30 @@ def test_nobody_gives_up(name: str, tmp_path: Path) -> None:
     hang, settings = LIVELY[name]
     done = run_script(tmp_path, hang, **settings)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+_SLOW_SAVES = """
+import sys, time
+import stack.checkpoint.saver as saver
+from stack.cli import main
+commit = saver.save
+def slow(*args, **kwargs):
+    time.sleep(8)
+    return commit(*args, **kwargs)
+saver.save = slow
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_the_last_save_may_take_longer_than_an_iteration(world: World, tmp_path: Path) -> None:
+    """Written in the background, it is waited for when no iteration is left."""
+    fields = recipe_fields(world, iterations=2, parallel={"watchdog": 6})
+    fields["checkpoint"] = {"every": 2, "background": True}
+    command = [sys.executable, "-c", _SLOW_SAVES, "distill", str(write_recipe(tmp_path, fields))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "checkpoints" / "step-0000002").is_dir()
 
 
 def long_run(world: World, folder: Path, **parallel: Any) -> tuple[subprocess.Popen[str], Path]:

@@ -113,7 +113,7 @@ def test_the_score_is_that_of_stack_evaluate(tmp_path: Path, world: World, suite
     run = finish(tmp_path, recipe_fields(world, evaluation=QUICK | {"quick_suite": str(suite)}))
     command = ["evaluate", str(run), "--suite", str(suite), "--subset", "24", "--teacher", "none"]
     assert main(command) == 0
-    found = json.loads((run / "evaluations" / "tiny.json").read_text())
+    found = json.loads((run / "evaluations" / "tiny-subset24-no-teacher.json").read_text())
     assert scores(run)[-1] == (6, pytest.approx(found["student"]["frechet_distance"], rel=1e-3))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,53 @@ def test_a_warm_start_from_nothing_claims_no_folder(
     assert line.startswith(f"{recipe}: init_from: {tmp_path}/nowhere: checkpoints/: none yet")
     assert not (tmp_path / "run").exists()
     assert main(["distill", str(recipe), f"init_from={finished}", "iterations=1"]) == 0
+
+
+def unfinished(finished: Path, folder: Path, last: str) -> Path:
+    """A copy of the run that has not come to its end: stopped early, or its last save damaged."""
+    run = copy(finished, folder)
+    whole = folders.step_folder(run / "checkpoints", 6)
+    if last == "gone":
+        shutil.rmtree(whole)
+    else:
+        (whole / "state.json").unlink()
+    return run
+
+
+@pytest.mark.parametrize("last", ["gone", "damaged"])
+def test_a_warm_start_from_a_run_that_has_not_ended(
+    tmp_path: Path, world: World, finished: Path, last: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only if its checkpoint is named; the refusal says which, and claims no folder."""
+    source = unfinished(finished, tmp_path / "source", last)
+    recipe = write_recipe(tmp_path, recipe_fields(world))
+    newest = source / "checkpoints" / "step-0000004"
+    assert refused(capsys, "distill", recipe, f"init_from={source}", "iterations=1") == (
+        f"{recipe}: init_from: {source}: not at its end: the newest whole checkpoint is of "
+        "iteration 4 of 6; go on with that run by --resume, or name the checkpoint to take: "
+        f"init_from={newest}"
+    )
+    assert not (tmp_path / "run").exists()
+    assert main(["distill", str(recipe), f"init_from={newest}", "iterations=1"]) == 0
+    assert f"init_from: {newest}\n" in capsys.readouterr().out
+
+
+def test_a_warm_start_says_what_it_takes(
+    tmp_path: Path, world: World, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish(tmp_path, recipe_fields(world, init_from=str(finished)), "iterations=1")
+    told = capsys.readouterr().out
+    assert told.count(f"init_from: {finished}/checkpoints/step-0000006\n") == 1
+
+
+def test_a_warm_start_from_checkpoints_alone(
+    tmp_path: Path, world: World, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = copy(finished, tmp_path / "source")
+    (source / "recipe.yaml").unlink()
+    recipe = write_recipe(tmp_path, recipe_fields(world, init_from=str(source)))
+    line = refused(capsys, "distill", recipe)
+    assert line == f"{recipe}: init_from: {source}: recipe.yaml: missing; not the folder of a run"
 
 
 @pytest.mark.parametrize("part", ["", "checkpoints/step-0000004"])

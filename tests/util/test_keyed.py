@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stack.util import keyed
 
@@ -42,6 +43,36 @@ def test_a_sample_depends_on_its_position_alone(name: str) -> None:
     whole = draw(name, torch.arange(64))
     for positions in (torch.tensor([17]), torch.tensor([40, 17, 3]), torch.randperm(64)):
         assert torch.equal(draw(name, positions), whole[positions])
+
+
+class Made(TorchDispatchMode):
+    """Devices on which tensors were made or copied from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.devices: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **kwargs or {})
+        tensors = (value for value in (*args, found) if isinstance(value, Tensor))
+        self.devices.update(value.device.type for value in tensors)
+        return found
+
+
+@each_draw
+def test_nothing_is_copied_to_the_device(name: str) -> None:
+    """A copy from pageable memory holds up the host until the GPU has caught up."""
+    positions = torch.empty(4, dtype=torch.int64, device="meta")
+    with Made() as made:
+        draw(name, positions, iteration=2**40)
+    assert made.devices == {"meta"}
+
+
+def test_draws_keep_their_bits() -> None:
+    """Runs go on with the numbers that they began with."""
+    found = draw("uniform", torch.tensor([0, 2**31]), (2,), iteration=2**32 + 7)
+    expected = [[1064993375, 1051682220], [1064677364, 1064581649]]
+    assert found.view(torch.int32).tolist() == expected
 
 
 @each_draw

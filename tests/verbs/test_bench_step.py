@@ -19,7 +19,7 @@ from stack.train.build_subject import Subject, edm_subject, sd_subject
 from stack.verbs.bench_step import STEPS, Steps
 from tests.cli.refusal import refused
 from tests.edm_world import distill_fields, make_edm_world
-from tests.pipeline import ROOT, write_recipe
+from tests.pipeline import ROOT, make_teacher, write_recipe
 from tests.train.small import RECIPE, config_of, recipe_of
 
 SIZE = 16
@@ -77,6 +77,26 @@ def test_two_settings_by_turns(unet: Path, tmp_path: Path, capsys: Any) -> None:
     assert again["peak_bytes"] < kept["peak_bytes"]
     assert again["flops"] == kept["flops"]
     assert f"joint step of {settings[1]}: " in capsys.readouterr().out
+
+
+def test_two_teachers_by_turns(tmp_path: Path, capsys: Any) -> None:
+    """Each setting has the network of its own teacher, and the trace is the first one's."""
+    settings = []
+    for channels in ((8, 8), (8, 16)):
+        folder = tmp_path / str(channels[1])
+        make_teacher(folder, channels)
+        settings.append(f"teacher.path={folder}")
+    trace, out = tmp_path / "trace.json", tmp_path / "out.json"
+    command = ["bench", "step", RECIPE, *PLAIN, "--repeats", "1", "--json", str(out)]
+    assert main([*command, "--compare", *settings, "--profile", str(trace)]) == 0
+    assert f"{trace}: trace of a joint step of {settings[0]}" in capsys.readouterr().out
+    found = json.loads(out.read_text())
+    alone = {}
+    for setting in settings:
+        assert main([*command, setting]) == 0
+        alone[setting] = json.loads(out.read_text())["joint"]["flops"]
+    assert {name: found[name]["joint"]["flops"] for name in found} == alone
+    assert len(set(alone.values())) == 2
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adamw8bit"])

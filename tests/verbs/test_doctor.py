@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections import namedtuple
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from stack.cli import main
 from stack.config.load import load_recipe
 from stack.parallel.launch import launch
-from stack.verbs import doctor_machine
+from stack.verbs import doctor_inputs, doctor_machine
 from stack.verbs.doctor import doctor
 from stack.verbs.doctor_findings import attempt
 from stack.verbs.doctor_networks import attention_shapes, checkpoint_bytes
@@ -146,6 +147,10 @@ def _wrong_attention(root: Path, fields: Fields, patch: pytest.MonkeyPatch) -> N
     patch.setattr(torch.nn.functional, "scaled_dot_product_attention", wrong)
 
 
+def _no_operator(root: Path, fields: Fields, patch: pytest.MonkeyPatch) -> None:
+    fields["compute"] = {"attention": "xformers"}
+
+
 BROKEN = {
     _no_manifest: ("data", "data/manifest.json: missing"),
     _damaged_shard: ("data", "data/000000.tar: "),
@@ -160,6 +165,7 @@ BROKEN = {
     _no_judge: ("teacher", "evaluation.judge: nowhere/judge.safetensors: missing"),
     _no_start: ("teacher", "init_from: "),
     _wrong_attention: ("attention", "off plain mathematics, 0.001 allowed"),
+    _no_operator: ("attention", "compute.attention: xformers: does not run on cpu"),
 }
 
 
@@ -204,6 +210,24 @@ def test_ranks_that_the_lanes_do_not_take(
     alone = load_recipe(path, ["parallel.backend=none"])
     [refused] = attempt(lambda: _layout(alone, Ranks(0, 4)))
     assert refused.text.startswith("parallel.backend: none is one process, but the launcher")
+
+
+def test_ranks_of_a_node_share_the_folders(world: World, tmp_path: Path) -> None:
+    """Each reads some, together all; what is broken has a line of its own."""
+    folders = [copy(world.data, tmp_path / f"part-{number}") for number in range(5)]
+    (folders[4] / "manifest.json").unlink()
+    spec, wanted = f"{tmp_path}/part-*", [("latent",), ("tokens",)]
+
+    def found(place: int, ranks: int) -> list[str]:
+        check = partial(doctor_inputs.data, [spec], wanted, cache=None, retries=0, rank=place)
+        return [one.text for one in check(share=(place, ranks))]
+
+    whole, broken = f"{spec}: 5 folders, read at", f"{folders[4]}/manifest.json: missing"
+    assert [text.startswith((broken, whole)) for text in found(0, 1)] == [True, True]
+    assert found(0, 2)[1:] == [whole]  # 0, 2 and 4.
+    assert found(1, 2) == [whole]  # 1 and 3.
+    assert found(4, 8)[0].startswith(broken)
+    assert found(5, 8) == [whole]  # 0 again.
 
 
 def test_packages_other_than_pinned_are_told(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ from stack.cli import main
 from stack.config.load import load_recipe
 from stack.config.schema import DistillRecipe
 from stack.report.history import History
-from stack.verbs.figures import FIGURES
+from stack.util.errors import UserError
+from stack.verbs import figures as verb
+from stack.verbs.figures import FIGURES, Wish, figures
 from stack.verbs.figures_runs import Run, alike, labelled, seeded
 from tests.pipeline import ROOT
 
@@ -23,10 +27,10 @@ TOY = [text for override in SMALL for text in ("--toy", override)]
 NEEDS_PICTURES = {"fig6b", "grids"}
 
 
-def run_of(name: str, *overrides: str) -> Run:
-    recipe = load_recipe(ROOT / "recipes" / "toy2d_fkl.yaml", [*overrides, f"name={name}"])
-    assert isinstance(recipe, DistillRecipe)
-    return Run(Path(name), recipe)
+def run_of(name: str, *overrides: str, folder: str = "", recipe: str = "toy2d_fkl") -> Run:
+    found = load_recipe(ROOT / "recipes" / f"{recipe}.yaml", [*overrides, f"name={name}"])
+    assert isinstance(found, DistillRecipe)
+    return Run(Path(folder or name), found)
 
 
 def test_runs_of_one_teacher_that_differ_go_together() -> None:
@@ -55,6 +59,54 @@ def test_seeds_of_one_recipe_are_one_line() -> None:
         "forward KL (a)": ["a", "again"],
         "forward KL (other)": ["other"],
     }
+
+
+DRILL = [f"drill/seed-{seed}/runs/toy" for seed in range(3)]
+"""Folders as make drill makes them: of one name, with recipes of one name."""
+
+
+def test_runs_whose_folders_share_a_name_are_all_drawn() -> None:
+    runs = [run_of("toy", f"seed={seed}", folder=folder) for seed, folder in enumerate(DRILL)]
+    by = lambda run: run.divergence  # noqa: E731
+    assert seeded(runs, by) == {"forward KL": dict(zip(DRILL, runs, strict=True))}
+    assert list(labelled(runs, by)) == [f"forward KL ({folder})" for folder in DRILL]
+    others = [run_of("toy", f"ratio.r_max={i + 9}", folder=f) for i, f in enumerate(DRILL)]
+    assert list(seeded(others, by)) == [f"forward KL ({folder})" for folder in DRILL]
+
+
+def test_a_run_given_twice_is_refused(tmp_path: Path) -> None:
+    runs = [
+        run_of("toy", folder=DRILL[0]),
+        run_of("toy", folder=f"{DRILL[1]}/../../../seed-0/runs/toy"),
+    ]
+    with pytest.raises(UserError, match="given twice"):
+        figures(Wish(runs, tmp_path, [], 0, 1, []), ["fig3"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("folders", "files"),
+    [
+        (DRILL[:2], ["grid_drill-seed-0-runs-toy", "grid_drill-seed-1-runs-toy"]),
+        (["runs/w1.5", "runs/w1.75"], ["grid_w1-5", "grid_w1-75"]),
+        (["a-b/c", "a/b/c"], ["grid_1-a-b-c", "grid_2-a-b-c"]),
+    ],
+)
+def test_every_run_has_a_grid_of_its_own(
+    folders: list[str], files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what the networks would draw is made up."""
+
+    def opened(folder: Path) -> tuple[Any, Any, Any]:
+        return SimpleNamespace(name=str(folder)), SimpleNamespace(nfe=4), SimpleNamespace(nfe=1)
+
+    monkeypatch.setattr(verb, "teacher_and_student", opened)
+    monkeypatch.setattr(verb, "_pictures", lambda *_: np.zeros((1, 8, 8, 3), np.uint8))
+    runs = [run_of("digits_js", folder=folder, recipe="digits_js") for folder in folders]
+    figures(Wish(runs, tmp_path, ["a red one"], 0, 1, []), ["grids"])
+    assert sorted(path.stem for path in tmp_path.glob("*.csv")) == sorted(files)
+    for folder, file in zip(folders, files, strict=True):
+        assert {row["run"] for row in rows_of(tmp_path / f"{file}.csv")} == {folder}
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -12,41 +10,15 @@ import pytest
 from stack.cli import main
 from stack.report.journal import CANCELLED, read_rows
 from stack.report.status import status
+from stack.verbs.job import ENDING, OVER
 from tests.report.journals import save
+from tests.verbs.slurm_job import Job, job
+
+__all__ = ["job"]
 
 LOST = (75, "RUNNING", 0)
 """What ends a start: status (None: nobody told), state of the job, iterations it saved."""
 CRASH, KILL, STOP, GONE = (1, "RUNNING", 0), (137, "RUNNING", 0), (85, "RUNNING", 0), None
-
-
-class Job:
-    """A job in Slurm, as slurm/env.sh treats it."""
-
-    def __init__(self, run: Path) -> None:
-        self.run, self.saved = run, 0
-
-    def begin(self, *options: str) -> int:
-        return main(["job", "begin", str(self.run), *options])
-
-    def save(self, steps: int) -> None:
-        if steps:
-            self.saved += steps
-            save(self.run, self.saved)
-
-    def end(self, code: int, state: str = "RUNNING", *options: str) -> int:
-        told = ["--status", str(code), "--state", state]
-        return main(["job", "end", str(self.run), *told, *options])
-
-    def last(self) -> dict[str, object]:
-        return list(read_rows(self.run / "jobs.jsonl"))[-1]
-
-
-@pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
-    for name, value in {"JOB_ID": "7", "JOB_NODELIST": "n[1-2]", "NTASKS": "16"}.items():
-        monkeypatch.setenv(f"SLURM_{name}", value)
-    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
-    return Job(tmp_path / "runs" / "run")
 
 
 ENDS = {
@@ -59,7 +31,10 @@ ENDS = {
     (85, ""): (True, "stopped by a signal"),
     (143, "RUNNING"): (True, "stopped by a signal"),
     (138, "RUNNING"): (True, "stopped by a signal"),
-    (85, "COMPLETING"): (False, CANCELLED),
+    (85, "TIMEOUT"): (True, "stopped by a signal"),
+    (143, "LATE"): (True, "out of time before its ranks had ended"),
+    (75, "LATE"): (True, "status 75: a rank was gone, silent or stuck"),
+    (85, "COMPLETING"): (False, ENDING),
     (137, "CANCELLED"): (False, CANCELLED),
     (75, "RUNNING"): (True, "status 75: a rank was gone, silent or stuck"),
     (1, "RUNNING"): (True, "status 1"),
@@ -74,9 +49,19 @@ def test_the_end_of_a_first_start(
     again, reason = ENDS[code, state]
     assert job.begin() == 0
     job.save(10)
-    assert job.end(code, state) == (0 if again else 1)
-    told = "back into the queue" if again else "not started again"
-    assert capsys.readouterr().out == f"{job.run}: {reason}; {told}\n"
+    assert job.end(code, state) == (0 if again else OVER)
+    told = "" if reason == ENDING else "; back into the queue" if again else "; not started again"
+    assert capsys.readouterr().out == f"{job.run}: {reason}{told}\n"
+
+
+@pytest.mark.parametrize("code", [1, 75, 85, 137, 143])
+def test_a_start_that_slurm_ends_has_not_failed(code: int, job: Job) -> None:
+    """However its ranks take the signal, and also if it was lost or preempted and begins again."""
+    for _ in range(4):
+        assert job.begin() == 0
+        assert job.end(code, "COMPLETING") == OVER
+        found = status(job.run)
+        assert (found["state"], found["reason"]) == ("stopped", ENDING)
 
 
 def test_what_is_noted(job: Job) -> None:
@@ -151,7 +136,8 @@ def test_limits_are_options(most: int, starts: int, job: Job) -> None:
 def test_the_limit_of_stops_is_an_option(most: int, job: Job) -> None:
     for number in range(1, most + 1):
         job.begin()
-        assert job.end(85, "RUNNING", "--max-stops", str(most)) == (number == most)
+        over = OVER if number == most else 0
+        assert job.end(85, "RUNNING", "--max-stops", str(most)) == over
     assert job.last()["reason"] == f"stopped by a signal {most} times without progress (MAX_STOPS)"
     assert status(job.run)["state"] == "stopped"
 
@@ -160,7 +146,7 @@ def test_a_job_in_circles_is_told_so_and_the_next_one_is_not_held_to_it(
     job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job.save(10)
-    for requeued in (0, 0, 1):
+    for requeued in (0, 0, OVER):
         assert job.begin() == 0
         assert job.end(1) == requeued
     capsys.readouterr()
@@ -195,27 +181,10 @@ def test_bad_options(options: list[str], tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("age", "refused"), [(5, True), (200, False)])
-def test_a_run_that_another_job_has(
-    job: Job, monkeypatch: pytest.MonkeyPatch, age: float, refused: bool
-) -> None:
-    """Until that job has ended, or has given no sign of life for a minute."""
-    job.begin()
-    (job.run / "metrics.jsonl").write_text("")
-    beat = {"wall": time.time() - age, "job": "7", "step": 3}
-    (job.run / "heartbeat.json").write_text(json.dumps(beat))
-    monkeypatch.setenv("SLURM_JOB_ID", "8")
-    assert job.begin() == (2 if refused else 0)
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    job.end(85)
-    monkeypatch.setenv("SLURM_JOB_ID", "8")
-    assert job.begin() == 0
-
-
 def test_a_job_that_slurm_does_not_take_back(job: Job) -> None:
     job.begin()
     assert job.end(85) == 0
-    assert job.end(85, "REFUSED") == 1
+    assert job.end(85, "REFUSED") == OVER
     assert "scontrol requeue failed" in job.last()["reason"]
     assert status(job.run)["state"] == "stopped"
 
@@ -250,5 +219,5 @@ def test_the_rank_that_explains_the_others(name: str, job: Job, tmp_path: Path) 
 def test_ranks_are_not_asked_after_a_success(job: Job, tmp_path: Path) -> None:
     (tmp_path / "rank-0.status").write_text("75")
     job.begin()
-    assert job.end(0, "RUNNING", "--ranks", str(tmp_path)) == 1
+    assert job.end(0, "RUNNING", "--ranks", str(tmp_path)) == OVER
     assert job.last()["reason"] == "finished"

@@ -13,10 +13,12 @@ from stack.config.load import load_recipe
 from stack.nets.published import unet_config
 from stack.train.budget import GPUS
 from stack.train.build_plan import Planner, _variants
-from stack.train.build_subject import sd_subject
-from tests.pipeline import ROOT
+from stack.train.build_subject import sd_subject, text_flops
+from stack.verbs.plan import subject_of
+from tests.pipeline import ROOT, World
 
 COYO = str(ROOT / "recipes/coyo_js.yaml")
+DAY = str(ROOT / "recipes/coyo_100k_1gpu.yaml")
 IMAGENET = str(ROOT / "recipes/imagenet64_js.yaml")
 IMAGENET_PARAMETERS = 295_899_267
 NAMES = {
@@ -45,15 +47,28 @@ def test_the_papers_run_on_64_gpus(tmp_path, capsys):
     # All-reduced: twice what all networks have, the student's every tenth time.
     sent = 2 * 63 / 64 * 4 * 859_520_964 * (1 + 0.1)
     assert found["bytes_communicated"] == pytest.approx(sent, rel=0.002)
-    # At 40% of 989 TFLOP/s; what is sent is on top, and student updates are ten times as rare.
-    assert found["gpu_hours_computing"] == pytest.approx(found["flops"] / (0.4 * 989e12) / 3600)
+    # At 40% of 989 TFLOP/s, and captions, of 13.3 GFLOP each, of 67; what is sent is on top, and
+    # student updates are ten times as rare.
+    captions = 60_000 * found["text_flops_per_iteration"]
+    assert captions == pytest.approx(60_000 * 1024 * 13.3e9, rel=0.01)
+    hours = (found["flops"] / 989e12 + captions / 67e12) / 0.4 / 3600
+    assert found["gpu_hours_computing"] == pytest.approx(hours)
     assert found["gpu_hours"] > found["gpu_hours_computing"]
     assert found["days_if_student_updates"] == pytest.approx(10 * found["days"])
-    out = capsys.readouterr().out
+    out, told = capsys.readouterr()
+    assert "counting operations of a sample\n" in told
+    assert "captions of an iteration       1.36e+13 FLOP in float32, 7.94 ms" in out
     assert "60,000 iterations" in out
     assert "60,000 student updates" in out
     assert "64 x h100, ddp, batch 1024 = 64 ranks x 1 x 16" in out
     assert all(len(line) <= 80 for line in out.splitlines())
+
+
+def test_a_day_of_one_h100_is_enough_for_100k_pictures(tmp_path):
+    """As the recipe says; its card's memory, too."""
+    status, found = plan(tmp_path, "--gpus", "1", "--gpu", "h100", recipe=DAY)
+    assert (status, found["fits"]) == (0, True)
+    assert found["days"] <= 1
 
 
 def test_an_edm_network_that_is_not_there_yet(tmp_path, capsys):
@@ -72,7 +87,15 @@ def test_an_edm_network_that_is_not_there_yet(tmp_path, capsys):
     assert "imagenet64_js: 16 x h100, ddp, batch 512 = 16 ranks x 2 x 16" in out
     assert "parameters of the EDM network  295,899,267" in out
     assert "text and autoencoder" not in out
+    assert "captions" not in out
     assert all(len(line) <= 80 for line in out.splitlines())
+
+
+def test_a_pipelines_own_text_encoder_is_what_counts(world: World) -> None:
+    """Of a folder that is there: one layer of width 8."""
+    subject = subject_of(load_recipe(COYO, [f"teacher={{path: {world.teacher}}}"]))
+    config = json.loads((world.teacher / "text_encoder" / "config.json").read_text())
+    assert subject.text_flops == text_flops(config) < 1e6
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,8 @@
 
 A pickle is a program: it names globals and has them called. Here each name must be on a list, and
 what it yields is no function or class of that name but an inert :class:`Call` that keeps the
-arguments. Whoever knows the file's layout reads the calls afterwards.
+arguments. Whoever knows the file's layout reads the calls afterwards, and may have some names built
+as plain containers.
 
 Nothing that a file holds is run. Time and memory are bounded by its size in the ways that are known
 to be cheap to abuse, not in every way: read what strangers send on a machine that may fail.
@@ -15,18 +16,11 @@ import pickletools
 import reprlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 from stack.util.errors import UserError
 from stack.util.retry import reason
-
-PLAIN: Mapping[str, type] = {
-    "builtins.set": set,
-    "collections.OrderedDict": dict,
-    "dnnlib.util.EasyDict": dict,
-}
-"""Containers that are built as such."""
-
 
 _PUTS = frozenset({"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"})
 _SHORT = reprlib.Repr()
@@ -57,30 +51,41 @@ class Call:
 
 class _Inert(pickle.Unpickler):
     def __init__(
-        self, file: IO[bytes], path: str | Path, allowed: Collection[str], encoding: str
+        self,
+        file: IO[bytes],
+        path: str | Path,
+        allowed: Collection[str],
+        plain: Mapping[str, type],
+        encoding: str,
     ) -> None:
         super().__init__(file, encoding=encoding)
-        self.path, self.allowed = path, allowed
+        self.path, self.allowed, self.plain = path, allowed, plain
         self.made: dict[str, type] = {}
 
     def find_class(self, module: str, name: str) -> type:
         full = f"{module}.{name}"
+        if full in self.plain:
+            return self.plain[full]
         if full not in self.allowed:
             raise _refusal(self.path, shown(full))
-        if full in PLAIN:
-            return PLAIN[full]
         # A class of this reading alone: nothing that a pickle sets on it outlives the reading.
         return self.made.setdefault(full, type("Call", (Call,), {"name": full}))
 
 
 def load_inert(
-    file: IO[bytes], path: str | Path, allowed: Collection[str], *, encoding: str = "ASCII"
+    file: IO[bytes],
+    path: str | Path,
+    allowed: Collection[str],
+    *,
+    plain: Mapping[str, type] = MappingProxyType({}),
+    encoding: str = "ASCII",
 ) -> Any:
     """The pickle that a file is, with :class:`Call` in place of every call.
 
     Args:
         file: seekable. path: its name, for errors.
         allowed: full names (``module.name``, as the file writes them) that may occur.
+        plain: full names that may occur too, and the empty container that each is built as.
         encoding: of the text in Python 2's pickles, "bytes" to leave it as it is.
 
     Raises:
@@ -88,7 +93,7 @@ def load_inert(
     """
     try:
         _scan(file, path)
-        return _Inert(file, path, allowed, encoding).load()
+        return _Inert(file, path, allowed, plain, encoding).load()
     except UserError:
         raise
     # Foreign bytes make the unpickler raise errors of any kind.
