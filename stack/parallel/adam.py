@@ -82,7 +82,11 @@ def _bitsandbytes(kind: str) -> type[Any]:
         def moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
             state = self.state[parameter]
             if not state:
-                self.init_state(self.param_groups[0], parameter, 0, 0)
+                group = self.param_groups[0]
+                # It looks the parameter up there, where DeepSpeed's stage 3 has none but in a step.
+                usual, group["params"] = group["params"], [parameter]
+                self.init_state(group, parameter, 0, 0)
+                group["params"] = usual
             return {name: state[name] for name in state if name not in ("step", "qmap1", "qmap2")}
 
         def init_state(self, group: Any, p: Any, gindex: int, pindex: int) -> None:

@@ -70,12 +70,12 @@ def run_out_of_time(job: Job) -> None:
 
 
 DISTURBANCES = [
-    # what, status that stack job end is told (None: nobody is there to tell), its reason
-    (preempt, 85, "SIGTERM"),
-    (usr1, 85, "SIGUSR1"),
-    (kill_a_rank, 75, None),
-    (stop_a_rank, None, None),
-    (run_out_of_time, 85, "SIGUSR1"),
+    # what, statuses that stack job end may be told (none: nobody is there to tell), its reason
+    (preempt, [85], "SIGTERM"),
+    (usr1, [85], "SIGUSR1"),
+    (kill_a_rank, [75, 137], None),  # The others', or where they are slow to end, its own.
+    (stop_a_rank, [], None),
+    (run_out_of_time, [85], "SIGUSR1"),
 ]
 
 
@@ -107,15 +107,15 @@ def test_a_run_that_is_disturbed_in_every_way_ends_as_one_that_is_not(
     fields = [*FIELDS, "iterations=150"]
     arguments = ["--nodes=2", "--signal=USR1@90", "slurm/coyo_js.sbatch", *fields]
     job = Job(slurm, world, run, *arguments)
-    for number, (disturb, status, reason) in enumerate(DISTURBANCES, 1):
+    for number, (disturb, statuses, reason) in enumerate(DISTURBANCES, 1):
         job.advance()
         disturb(job)
         job.again(number)
         slurm.run("scontrol", "update", f"jobid={job.number}", "TimeLimit=30")
         end = job.notes("end")[-1]
         assert end["requeue"], job.told()
-        if status:
-            assert end["status"] == status, (disturb.__name__, job.told())
+        if statuses:
+            assert end["status"] in statuses, (disturb.__name__, job.told())
         if reason:
             assert job.events("stopped")[-1]["reason"] == reason
     logs = [log.read_text() for log in run.glob(f"logs/{job.number}-3/rank-*.log")]
