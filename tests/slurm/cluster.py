@@ -46,7 +46,7 @@ SchedulerParameters=sched_interval=2,bf_interval=2
 SlurmdTimeout=5
 SlurmctldTimeout=10
 InactiveLimit=0
-KillWait=5
+KillWait=15
 MinJobAge=600
 ReturnToService=2
 GresTypes=gpu
