@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from stack.diffusion.table import Table
 from stack.util import keyed
 
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0
@@ -46,7 +47,7 @@ class KarrasSchedule:
         rho: float = RHO,
     ) -> None:
         self.sigmas = karras_sigmas(steps, sigma_min, sigma_max, rho).flip(0)
-        self._tables: dict[torch.device, Tensor] = {}
+        self._table = Table(self.sigmas)
 
     @property
     def steps(self) -> int:
@@ -64,19 +65,11 @@ class KarrasSchedule:
 
     def sigma(self, t: Tensor) -> Tensor:
         """Noise scale, float32 of t's shape."""
-        return self._at(t).float()
+        return self._table.at(t).float()
 
     def log_snr(self, t: Tensor) -> Tensor:
         """log(1 / sigma^2), float32 of t's shape."""
-        return self._at(t).log().mul(-2).float()
-
-    def _at(self, t: Tensor) -> Tensor:
-        if t.is_floating_point():
-            raise TypeError(f"times are integers, got {t.dtype}")
-        table = self._tables.get(t.device)
-        if table is None:  # Once for a device: a GPU waits for what is copied to it.
-            table = self._tables[t.device] = self.sigmas.to(t.device)
-        return table[t]
+        return self._table.at(t).log().mul(-2).float()
 
 
 class Scales(NamedTuple):

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from stack.diffusion.table import Table
 from stack.util.errors import UserError
 
 SD_BETAS = 0.00085, 0.012
@@ -45,7 +46,7 @@ class DiscreteSchedule:
     def __init__(self, alphas_cumprod: Tensor) -> None:
         """Args: alphas_cumprod: (T,) the products of 1 - beta, which are alpha(t)^2."""
         self.alphas_cumprod = alphas_cumprod.double()
-        self._tables: dict[torch.device, Tensor] = {}
+        self._table = Table(self.alphas_cumprod)
 
     @classmethod
     def scaled_linear(
@@ -80,24 +81,16 @@ class DiscreteSchedule:
 
     def alpha(self, t: Tensor) -> Tensor:
         """Signal scale, float32 of t's shape."""
-        return self._at(t).sqrt().float()
+        return self._table.at(t).sqrt().float()
 
     def sigma(self, t: Tensor) -> Tensor:
         """Noise scale, float32 of t's shape."""
-        return (1 - self._at(t)).sqrt().float()
+        return (1 - self._table.at(t)).sqrt().float()
 
     def log_snr(self, t: Tensor) -> Tensor:
         """log(alpha^2 / sigma^2), float32 of t's shape."""
-        squared = self._at(t)
+        squared = self._table.at(t)
         return (squared.log() - (-squared).log1p()).float()
-
-    def _at(self, t: Tensor) -> Tensor:
-        if t.is_floating_point():
-            raise TypeError(f"times are integers, got {t.dtype}")
-        table = self._tables.get(t.device)
-        if table is None:  # Once for a device: a GPU waits for what is copied to it.
-            table = self._tables[t.device] = self.alphas_cumprod.to(t.device)
-        return table[t]
 
 
 _BETAS = {"scaled_linear": DiscreteSchedule.scaled_linear}

@@ -39,7 +39,7 @@ class Start:
     fork: Path | None = None
 
 
-_NO_RUN = re.compile(r"jobs\.jsonl|logs|slurm-.*\.out|\.(doctor-|recipe\.yaml\.|nfs).*")
+_NO_RUN = re.compile(r"jobs\.jsonl|logs|slurm-.*\.out|\.(doctor-|jobs\.|recipe\.yaml\.|nfs).*")
 """What Slurm's jobs, a start killed in its first writing, and NFS leave in a folder before the run
 is there too."""
 

@@ -102,10 +102,8 @@ def ablate(
     """
     plan = load_plan(path)
     cells = cells_of(plan, path)
-    for (
-        cell
-    ) in cells:  # What the last one lacks is told before the first one has trained for hours.
-        cell.begun()
+    for cell in cells:
+        cell.begun()  # What the last one lacks is told before the first has trained for hours.
     chosen = [
         cell for cell in cells if only in cell.folder.name and (not seeds or cell.seed in seeds)
     ]

@@ -40,7 +40,7 @@ _GONE = "JOBS_GONE"
 """Variable: jobs of a run that Slurm has no more. slurm/env.sh sets it once it has asked."""
 _LOCK = ".jobs.lock"
 _LEFT = 60.0
-"""Seconds after which a lock is one that a job has left behind; it is held for less than one."""
+"""Age in seconds of a lock that a job has left behind; one is held for less than a second."""
 
 
 @dataclass(frozen=True)
@@ -200,9 +200,9 @@ def _gone(run: Path, begun: dict[str, Any]) -> bool:
 def _locked(run: Path) -> Iterator[None]:
     """One job at a time is inside. By a file's creation, as not every shared disk has locks."""
     run.mkdir(parents=True, exist_ok=True)
-    lock, patience = run / _LOCK, time.monotonic() + _LEFT
+    lock = run / _LOCK
     while not _created(lock):
-        if time.monotonic() > patience:
+        if _age(lock) > _LEFT:  # By its own age: a waiter must not remove what another has made.
             lock.unlink(missing_ok=True)
         time.sleep(0.1)
     try:
@@ -217,6 +217,14 @@ def _created(file: Path) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def _age(file: Path) -> float:
+    """Seconds since a file was made; 0 where it is gone."""
+    try:
+        return time.time() - file.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def progress(run: Path) -> int:

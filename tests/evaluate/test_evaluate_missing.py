@@ -6,29 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from stack.cli import main
 from stack.config.load import dump_recipe, load_recipe
 from stack.evaluate.inception import SOURCE
 from tests.cli.refusal import refused
-from tests.evaluate.networks import save_clip, untrained_classifier
-from tests.pipeline import ROOT, World, caption, recipe_fields, write_recipe
+from tests.evaluate.suite_files import brief_run, save_parts
+from tests.pipeline import ROOT, World
 
 
 @pytest.fixture(scope="module")
 def run(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("suites")
-    fields = recipe_fields(world, iterations=2, evaluation={"teacher_steps": 2, "batch": 16})
-    assert main(["distill", str(write_recipe(folder, fields))]) == 0
-    return folder / "run"
+    return brief_run(world, tmp_path_factory.mktemp("suites"))
 
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("parts")
-    untrained_classifier(folder / "judge")
-    save_clip(folder / "clip")
-    (folder / "captions.txt").write_text("\n".join(caption(number) for number in range(40)))
-    return folder
+    return save_parts(tmp_path_factory.mktemp("parts"))
 
 
 MISSING = [

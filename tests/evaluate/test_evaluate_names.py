@@ -8,38 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from stack.cli import main
-from tests.evaluate.networks import save_clip, untrained_classifier
-from tests.pipeline import World, caption, recipe_fields, write_recipe
+from tests.evaluate.suite_files import brief_run, save_parts, save_suite
+from tests.pipeline import World
 
 
 @pytest.fixture(scope="module")
 def run(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("names")
-    fields = recipe_fields(world, iterations=2, evaluation={"teacher_steps": 2, "batch": 16})
-    assert main(["distill", str(write_recipe(folder, fields))]) == 0
-    return folder / "run"
+    return brief_run(world, tmp_path_factory.mktemp("names"))
 
 
 @pytest.fixture(scope="module")
 def parts(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A suite's file with everything that it names beside it."""
-    folder = tmp_path_factory.mktemp("named_parts")
-    untrained_classifier(folder / "judge")
-    save_clip(folder / "clip")
-    (folder / "captions.txt").write_text("\n".join(caption(number) for number in range(20)))
-    suite = {
-        "name": "tiny",
-        "prompts": "captions.txt",
-        "count": 16,
-        "measures": ["recall", "precision", "clip_score"],
-        "reference": str(world.shards),
-        "networks": {"classifier": "judge", "clip": "clip"},
-    }
-    (folder / "suite.yaml").write_text(yaml.safe_dump(suite))
-    return folder
+    folder = save_parts(tmp_path_factory.mktemp("named_parts"), captions=20)
+    measures = ["recall", "precision", "clip_score"]
+    return save_suite(folder, world, count=16, measures=measures)
 
 
 @pytest.fixture(scope="module")

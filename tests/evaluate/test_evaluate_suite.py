@@ -9,42 +9,26 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from stack.cli import main
 from tests.cli.refusal import refused
-from tests.evaluate.networks import save_clip, untrained_classifier
-from tests.pipeline import World, caption, recipe_fields, run_stack, tree, write_recipe
+from tests.evaluate.networks import save_clip
+from tests.evaluate.suite_files import brief_run, save_parts, save_suite
+from tests.pipeline import World, caption, run_stack, tree
 
 MEASURES = ["frechet_distance", "recall", "precision", "clip_score", "in_batch_similarity"]
 
 
 @pytest.fixture(scope="module")
 def run(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("suites")
-    fields = recipe_fields(world, iterations=2, evaluation={"teacher_steps": 2, "batch": 16})
-    assert main(["distill", str(write_recipe(folder, fields))]) == 0
-    return folder / "run"
+    return brief_run(world, tmp_path_factory.mktemp("suites"))
 
 
 @pytest.fixture(scope="module")
 def parts(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A suite's file with everything that it names beside it."""
-    folder = tmp_path_factory.mktemp("parts")
-    untrained_classifier(folder / "judge")
-    save_clip(folder / "clip")
-    (folder / "captions.txt").write_text("\n".join(caption(number) for number in range(40)))
-    suite = {
-        "name": "tiny",
-        "prompts": "captions.txt",
-        "count": 36,
-        "per_prompt": 2,
-        "measures": MEASURES,
-        "reference": str(world.shards),
-        "networks": {"classifier": "judge", "clip": "clip"},
-    }
-    (folder / "suite.yaml").write_text(yaml.safe_dump(suite))
-    return folder
+    folder = save_parts(tmp_path_factory.mktemp("parts"))
+    return save_suite(folder, world, count=36, per_prompt=2, measures=MEASURES)
 
 
 @pytest.fixture(scope="module")

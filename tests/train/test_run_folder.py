@@ -45,6 +45,7 @@ def test_what_the_launcher_wrote_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "run" / "jobs.jsonl").write_text("{}")
     (tmp_path / "run" / ".recipe.yaml.k3q2").write_text("")  # A first start that was killed.
     (tmp_path / "run" / ".nfs0000a1").write_text("")
+    (tmp_path / "run" / ".jobs.lock").write_text("")
     assert open_run(recipe(tmp_path), how=Start(resume=True)) == tmp_path / "run"
 
 

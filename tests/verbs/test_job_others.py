@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -99,3 +100,27 @@ def test_a_lock_that_a_dead_job_has_left(job: Job, monkeypatch: pytest.MonkeyPat
     assert job.begin() == 0
     assert time.monotonic() - began > 0.3
     assert [path.name for path in job.run.iterdir()] == ["jobs.jsonl"]
+
+
+def test_a_lock_that_another_job_has_made_meanwhile_is_left(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long this one has waited: a lock's own age counts."""
+    job.run.mkdir(parents=True)
+    lock = job.run / ".jobs.lock"
+    lock.touch()
+    waits = []
+
+    def another_has_its_turn(seconds: float) -> None:
+        assert lock.exists(), "removed though it is new"
+        waits.append(seconds)
+        lock.unlink()
+        if len(waits) < 30:
+            lock.touch()
+
+    monkeypatch.setattr("stack.verbs.job._LEFT", 0.5)
+    monkeypatch.setattr(
+        "stack.verbs.job.time", SimpleNamespace(time=time.time, sleep=another_has_its_turn)
+    )
+    assert job.begin() == 0
+    assert len(waits) == 30
