@@ -37,8 +37,8 @@ from stack.train.pretrain import (
     new_unet,
     new_vae,
 )
+from tests import forked
 
-ROOT = Path(__file__).parent.parent
 SIDE, SAMPLES, SHARD = 16, 52, 20
 DIGITS = ("zero", "one", "two", "three")
 COLOURS = ("red", "green", "blue")
@@ -214,7 +214,7 @@ def start(arguments: Sequence[str | Path], **options: Any) -> subprocess.Popen[s
     """``python -m stack ARGUMENTS`` as a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "stack", *map(str, arguments)],
-        cwd=ROOT,
+        cwd=forked.ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         text=True,
         stdout=subprocess.PIPE,
@@ -223,11 +223,9 @@ def start(arguments: Sequence[str | Path], **options: Any) -> subprocess.Popen[s
     )
 
 
-def run_stack(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a process of its own, to its end."""
-    process = start(arguments)
-    out, err = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+def run_stack(*arguments: str, ranks: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a process of its own, or as ranks of torchrun's, to its end."""
+    return forked.run("stack", *arguments, ranks=ranks)
 
 
 def finish(folder: Path, fields: dict[str, Any], *arguments: str | Path) -> Path:

@@ -4,14 +4,13 @@ computes the blocks: recomputation, compilation, FSDP2."""
 from __future__ import annotations
 
 import shutil
-import sys
 
 import pytest
 import torch
 
 from stack.nets.compilation import compile_blocks
 from stack.nets.recompute import recompute
-from stack.parallel.launch import launch
+from tests import forked
 from tests.nets.feature_ranks import assert_one_result
 from tests.nets.test_sd15 import inputs
 from tests.tiny import flat, tiny_denoiser
@@ -49,10 +48,12 @@ def test_compiled(mode: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["none", "full"])
 def test_cut_over_ranks(mode: str) -> None:
-    assert launch(2, [sys.executable, "-m", "tests.nets.feature_ranks", mode, "plain"]) == 0
+    done = forked.run("tests.nets.feature_ranks", mode, "plain", ranks=2)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
 @needs_compiler
 def test_cut_over_ranks_and_compiled() -> None:
-    assert launch(2, [sys.executable, "-m", "tests.nets.feature_ranks", "full", "compiled"]) == 0
+    done = forked.run("tests.nets.feature_ranks", "full", "compiled", ranks=2)
+    assert done.returncode == 0, done.stderr

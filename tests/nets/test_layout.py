@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 
 import pytest
 import torch
@@ -11,8 +10,8 @@ from torch import Tensor, nn
 
 from stack.nets.compilation import compile_blocks
 from stack.nets.sd15 import SDDenoiser
-from stack.parallel.launch import launch
 from stack.parallel.local import make_dense
+from tests import forked
 from tests.nets.convolutions import of_dense_outputs
 from tests.nets.test_feature_paths import needs_compiler
 from tests.nets.test_sd15 import SCHEDULE, inputs
@@ -74,4 +73,5 @@ def test_compiled_blocks_keep_the_precision_of_autocast(denoiser: SDDenoiser) ->
 
 @pytest.mark.slow
 def test_cut_over_ranks() -> None:
-    assert launch(2, [sys.executable, "-m", "tests.nets.convolutions"]) == 0
+    done = forked.run("tests.nets.convolutions", ranks=2)
+    assert done.returncode == 0, done.stderr

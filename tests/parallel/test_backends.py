@@ -43,11 +43,11 @@ BACKENDS: dict[str, dict[str, Any]] = {
 }
 
 
-def train(world: World, folder: Path, **changed: Any) -> Path:
+def train(world: World, folder: Path, ranks: int = 0, **changed: Any) -> Path:
     """Twenty iterations in one go; returns the run folder."""
     checkpoint = {"every": HALF, "keep_every": HALF}
     fields = recipe_fields(world, iterations=ITERATIONS, checkpoint=checkpoint, **changed)
-    done = run_stack("distill", str(write_recipe(folder, fields)))
+    done = run_stack("distill", str(write_recipe(folder, fields)), ranks=ranks)
     assert done.returncode == 0, done.stderr
     return folder / "run"
 
@@ -57,12 +57,17 @@ def alone(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(world, tmp_path_factory.mktemp("alone"))
 
 
-@pytest.fixture(scope="module", params=BACKENDS, ids=str)
+@pytest.fixture(scope="module", params=BACKENDS)
+def parallel(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return BACKENDS[request.param]
+
+
+@pytest.fixture(scope="module")
 def sharded(
-    request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest.TempPathFactory
+    parallel: dict[str, Any], world: World, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     folder = tmp_path_factory.mktemp("sharded")
-    return train(world, folder, parallel=BACKENDS[request.param])
+    return train(world, folder, parallel["processes"], parallel=parallel)
 
 
 def figures(run: Path, *kinds: str) -> dict[int, dict[str, float]]:
@@ -112,13 +117,16 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     ]
 
 
-def test_half_and_a_resume_are_the_whole(sharded: Path, tmp_path: Path) -> None:
+def test_half_and_a_resume_are_the_whole(
+    parallel: dict[str, Any], sharded: Path, tmp_path: Path
+) -> None:
     """Weights, moments, averages, RNG, bins and stream, bit for bit."""
     run = tmp_path / "run"
     shutil.copytree(sharded, run)
     last = run / "checkpoints" / f"step-{ITERATIONS:07d}"
     shutil.rmtree(last)
-    done = run_stack("distill", str(sharded.parent / "recipe.yaml"), "--resume", f"out={run}")
+    command = ["distill", str(sharded.parent / "recipe.yaml"), "--resume", f"out={run}"]
+    done = run_stack(*command, ranks=parallel["processes"])
     assert done.returncode == 0, done.stderr
     assert f"after iteration {HALF}" in done.stdout
     (tensors, state), (expected, expected_state) = state_of(run), state_of(sharded)
@@ -159,10 +167,11 @@ def test_bfloat16_survives_freezing_and_two_losses(world: World, tmp_path: Path)
     changed["gan"] = {"weight": 0.01, "resolutions": [8, 4], "width": 8, "features": "fake_joint"}
     runs = {}
     for backend in ("none", "fsdp", "zero2", "zero3"):
-        parallel = {"backend": backend, "processes": 1 if backend == "none" else 2}
+        ranks = 1 if backend == "none" else 2
+        parallel = {"backend": backend, "processes": ranks}
         compute = {"checkpointing": "none" if backend == "none" else "full"}
         fields = recipe_fields(world, parallel=parallel, compute=compute, **changed)
-        done = run_stack("distill", str(write_recipe(tmp_path / backend, fields)))
+        done = run_stack("distill", str(write_recipe(tmp_path / backend, fields)), ranks=ranks)
         assert done.returncode == 0, done.stderr
         runs[backend] = figures(tmp_path / backend / "run", "loss/fake", "loss/disc")
     for backend, rows in runs.items():

@@ -44,6 +44,10 @@ def wide(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(teacher, world.shards, world.data)
 
 
+def ranks_of(parallel: dict[str, Any]) -> int:
+    return parallel.get("processes", 1)
+
+
 def train(world: World, folder: Path, kind: str, parallel: dict[str, Any]) -> Path:
     adam = {"kind": kind, "lr": 1e-3, "betas": [0.0, 0.999], "warmup": 2}
     fields = recipe_fields(
@@ -53,7 +57,7 @@ def train(world: World, folder: Path, kind: str, parallel: dict[str, Any]) -> Pa
         optim={"student": adam, "fake": adam, "heads": adam},
         parallel=parallel,
     )
-    done = run_stack("distill", str(write_recipe(folder, fields)))
+    done = run_stack("distill", str(write_recipe(folder, fields)), ranks=ranks_of(parallel))
     assert done.returncode == 0, done.stderr
     return folder / "run"
 
@@ -69,12 +73,12 @@ def checkpoint_bytes(run: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def resume(run: Path, half: Path, *overrides: str) -> None:
+def resume(run: Path, half: Path, ranks: int) -> None:
     """Go on in a copy of the run that has the first half alone."""
     shutil.copytree(run, half)
     shutil.rmtree(half / "checkpoints" / f"step-{ITERATIONS:07d}")
     recipe = str(run.parent / "recipe.yaml")
-    done = run_stack("distill", recipe, "--resume", f"out={half}", *overrides)
+    done = run_stack("distill", recipe, "--resume", f"out={half}", ranks=ranks)
     assert done.returncode == 0, done.stderr
     assert f"after iteration {HALF}" in done.stdout
 
@@ -90,7 +94,7 @@ def test_a_run_trains_saves_and_resumes(name: str, wide: World, full: Path, tmp_
         # Of a large weight; others, and each tensor's head, are as they were.
         assert checkpoint_bytes(run) < 0.9 * checkpoint_bytes(full)
     last, half = run / "checkpoints" / f"step-{ITERATIONS:07d}", tmp_path / "half"
-    resume(run, half)
+    resume(run, half, ranks_of(ROWS[name][1]))
     (tensors, state), (expected_tensors, expected_state) = state_of(half), state_of(run)
     assert same_tensors(tensors, expected_tensors) == []
     assert state == expected_state
@@ -102,7 +106,7 @@ def test_a_run_trains_saves_and_resumes(name: str, wide: World, full: Path, tmp_
 
 def _other_ranks_take_over(run: Path, half: Path) -> None:
     """What one rank goes on with is what two had, and so is what follows, to rounding."""
-    resume(run, half, "parallel.processes=1")
+    resume(run, half, ranks=1)
     expected = figures(run, "loss/", "grad/")
     for step, row in figures(half, "loss/", "grad/").items():
         assert row == pytest.approx(expected[step], rel=1e-3, abs=1e-7), step

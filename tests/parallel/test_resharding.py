@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from stack.parallel.launch import launch
+from tests import forked
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +26,8 @@ def test_handed_on_bit_for_bit(tmp_path: Path, relay: str) -> None:
         target, digest = tmp_path / str(number), tmp_path / f"{number}.pt"
         name, size = ("fsdp", "2") if backend == "hsdp" else (backend, "0")
         arguments = [name, size, str(source), str(target), str(digest)]
-        assert launch(ranks, [sys.executable, "-m", "tests.parallel.relay", *arguments]) == 0
+        done = forked.run("tests.parallel.relay", *arguments, ranks=ranks)
+        assert done.returncode == 0, done.stderr
         found = torch.load(digest)
         first = first or found
         assert found.keys() == first.keys()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +10,10 @@ import pytest
 
 from stack.config.load import load_recipe
 from stack.config.schema import DistillRecipe
-from stack.parallel.launch import launch
 from stack.train.budget import GPUS
 from stack.train.build_plan import Plan, Planner
 from stack.verbs.plan import subject_of
+from tests import forked
 from tests.pipeline import World, make_teacher, recipe_fields, write_recipe
 
 pytestmark = pytest.mark.slow
@@ -55,8 +54,8 @@ def measured(world: World, tmp_path_factory: pytest.TempPathFactory) -> Measured
             folder = tmp_path_factory.mktemp("measured")
             recipe = write_recipe(folder, recipe_fields(world_of(channels), **made))
             out = folder / "out.json"
-            command = [sys.executable, "-m", "tests.parallel.measure", str(recipe), str(out)]
-            assert launch(ranks, command) == 0
+            done = forked.run("tests.parallel.measure", str(recipe), str(out), ranks=ranks)
+            assert done.returncode == 0, done.stderr
             known[name] = [row | {"recipe": recipe} for row in json.loads(out.read_text())]
         return known[name]
 

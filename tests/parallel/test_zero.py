@@ -3,14 +3,13 @@ without them, a discard without a trace, and files that load on any number of ra
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from stack.parallel.launch import launch
+from tests import forked
 from tests.parallel.zero_ranks import CASES, STEPS, plain
 from tests.pipeline import World, recipe_fields, run_stack, write_recipe
 
@@ -25,8 +24,9 @@ _NEAR = 3e-5
 
 def run(processes: int, stage: int, folder: Path, *tasks: str) -> None:
     """Tasks of zero_ranks.py on real processes."""
-    command = [sys.executable, "-m", "tests.parallel.zero_ranks", str(stage), str(folder), *tasks]
-    assert launch(processes, command) == 0
+    arguments = [str(stage), str(folder), *tasks]
+    done = forked.run("tests.parallel.zero_ranks", *arguments, ranks=processes)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module", params=STAGES, ids="stage {}".format)

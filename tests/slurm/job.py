@@ -10,7 +10,8 @@ from typing import Any
 
 import psutil
 
-from tests.pipeline import ROOT, World
+from tests.forked import ROOT
+from tests.pipeline import World
 from tests.slurm.cluster import Cluster, until
 
 SMALL = ["--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1", "--time=30"]

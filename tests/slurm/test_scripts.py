@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline import ROOT
+from tests.forked import ROOT
 from tests.slurm.cluster import Cluster, Node, cluster, missing, until
 
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sbatch"))

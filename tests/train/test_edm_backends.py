@@ -26,7 +26,8 @@ def edm_world(tmp_path_factory: pytest.TempPathFactory) -> EdmWorld:
 
 
 def losses(folder: Path, verb: str, fields: dict[str, Any]) -> dict[int, dict[str, float]]:
-    done = run_stack(verb, str(write_recipe(folder, fields)))
+    ranks = fields.get("parallel", {}).get("processes", 1)
+    done = run_stack(verb, str(write_recipe(folder, fields)), ranks=ranks)
     assert done.returncode == 0, done.stderr
     rows = metrics_of(folder / "run").items()
     return {
