@@ -1,8 +1,8 @@
 """Processes that start at once: forks of one that has imported the libraries already.
 
-Importing torch, diffusers and DeepSpeed takes several times what a tiny training does. The fork
-server of multiprocessing imports them once; each fork has a session, an environment and outputs of
-its own, and runs ``python -m MODULE`` from the first line of the project's code.
+Importing torch and diffusers takes several times what a tiny training does. The fork server of
+multiprocessing imports them once; each fork has a session, an environment and outputs of its own,
+and runs ``python -m MODULE`` from the first line of the project's code, on the CPU.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
@@ -24,6 +24,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 SECONDS, GRACE = 300, 30
 
+# No fork can use a GPU that its parent has touched, which bitsandbytes does when it is imported.
+_OF_THE_SERVER = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.libraries"])
 
@@ -38,7 +40,7 @@ def run(module: str, *arguments: str, ranks: int = 0) -> subprocess.CompletedPro
     with tempfile.TemporaryDirectory() as folder:
         places = _places(ranks) if ranks else [{}]
         outputs = [Path(folder) / str(rank) for rank in range(len(places))]
-        with _environment(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1"):  # Of the server.
+        with _environment(_OF_THE_SERVER):
             children = [
                 _CONTEXT.Process(target=_child, args=(command, {**os.environ, **place}, output))
                 for place, output in zip(places, outputs, strict=True)
@@ -64,7 +66,7 @@ def _places(ranks: int) -> list[dict[str, str]]:
 
 
 @contextmanager
-def _environment(**changed: str) -> Iterator[None]:
+def _environment(changed: Mapping[str, str]) -> Iterator[None]:
     before = dict(os.environ)
     os.environ.update(changed)
     try:
@@ -95,10 +97,11 @@ def _codes(children: Sequence[ForkServerProcess]) -> list[int | None]:
 
 def _child(command: list[str], env: dict[str, str], output: Path) -> None:
     """What a fork does; from here on it is like a process that was started from a shell."""
-    assert "torch" in sys.modules, "tests/libraries.py could not be imported"
-    os.setsid()
     for suffix, descriptor in ((".out", 1), (".err", 2)):
         os.dup2(os.open(output.with_suffix(suffix), os.O_WRONLY | os.O_CREAT), descriptor)
+    assert "torch" in sys.modules, "tests/libraries.py could not be imported"
+    os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # What Linux has, for workers of its own.
     os.environ.clear()
     os.environ.update(env)
     os.chdir(ROOT)

@@ -11,7 +11,7 @@ import pytest
 
 from stack.arguments import VERBS
 from stack.cli import main
-from tests.pipeline import ROOT
+from tests.forked import ROOT
 
 HEAVY = {"torch", "diffusers", "transformers", "sklearn", "matplotlib", "numpy", "pyarrow"}
 LIGHT_COMMANDS = [

@@ -16,7 +16,7 @@ from stack.train.build_plan import Planner
 from stack.train.build_subject import sd_subject
 from stack.verbs.bench_step import Steps
 from tests.cuda.gpu import needs_gpu
-from tests.pipeline import ROOT
+from tests.forked import ROOT
 
 pytestmark = [needs_gpu, pytest.mark.slow]
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.cuda.gpu import needs_gpu
-from tests.pipeline import ROOT
+from tests.forked import ROOT
 
 pytestmark = [needs_gpu, pytest.mark.slow]
 

@@ -29,7 +29,8 @@ from stack.nets.text import load_tokenizer, tokenize
 from tests.data_prep import coyo_rows
 from tests.data_prep.coyo_steps import PARTS, SIDE
 from tests.data_prep.picture_server import PictureServer, running
-from tests.pipeline import ROOT, World, make_teacher, recipe_fields
+from tests.forked import ROOT
+from tests.pipeline import World, make_teacher, recipe_fields
 
 KILLS = int(os.environ.get("KILLS", "3"))
 ROWS = 120

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.pipeline import ROOT
+from tests.forked import ROOT
 
 
 @pytest.mark.slow

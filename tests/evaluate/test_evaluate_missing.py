@@ -10,7 +10,8 @@ from stack.config.load import dump_recipe, load_recipe
 from stack.evaluate.inception import SOURCE
 from tests.cli.refusal import refused
 from tests.evaluate.suite_files import brief_run, save_parts
-from tests.pipeline import ROOT, World
+from tests.forked import ROOT
+from tests.pipeline import World
 
 
 @pytest.fixture(scope="module")

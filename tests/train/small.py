@@ -16,7 +16,7 @@ from stack.parallel.mesh import Layout
 from stack.train.build_algorithm import assemble
 from stack.train.build_sd import sd_networks
 from stack.train.distill import DistillTask
-from tests.pipeline import ROOT
+from tests.forked import ROOT
 
 RECIPE = str(ROOT / "recipes/coyo_js.yaml")
 

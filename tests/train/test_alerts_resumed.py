@@ -10,7 +10,7 @@ import pytest
 
 from stack.cli import main
 from stack.train.distill import DistillTask
-from tests.pipeline import ROOT
+from tests.forked import ROOT
 
 
 def test_an_alert_is_told_once_over_all_starts(

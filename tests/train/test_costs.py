@@ -28,7 +28,7 @@ from stack.train.build_cost import (
 )
 from stack.train.build_subject import SD15_TEXT, edm_subject, sd_subject, text_flops
 from stack.verbs.bench_step import Steps
-from tests.pipeline import ROOT
+from tests.forked import ROOT
 from tests.train.small import config_of
 
 SD15, SMALL = (sd_subject(unet_config(name)) for name in ("sd15", "small"))

@@ -19,7 +19,8 @@ import pytest
 from stack.report.journal import attempts
 from stack.train import pulse
 from stack.train.pulse import Pulse
-from tests.pipeline import ROOT, World, logged_rows, recipe_fields, start, write_recipe
+from tests.forked import ROOT
+from tests.pipeline import World, logged_rows, recipe_fields, start, write_recipe
 
 
 class Clock:

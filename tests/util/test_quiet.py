@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.pipeline import ROOT
+from tests.forked import ROOT
 
 PROGRAM = """
 import logging

@@ -13,7 +13,7 @@ import yaml
 from stack.cli import main
 from stack.config.ablation import load_plan
 from stack.verbs import ablate as verb
-from tests.pipeline import ROOT
+from tests.forked import ROOT
 
 PLAN: dict[str, Any] = {
     "name": "tiny",

@@ -19,7 +19,8 @@ from stack.train.build_subject import Subject, edm_subject, sd_subject
 from stack.verbs.bench_step import STEPS, Steps
 from tests.cli.refusal import refused
 from tests.edm_world import distill_fields, make_edm_world
-from tests.pipeline import ROOT, make_teacher, write_recipe
+from tests.forked import ROOT
+from tests.pipeline import make_teacher, write_recipe
 from tests.train.small import RECIPE, config_of, recipe_of
 
 SIZE = 16

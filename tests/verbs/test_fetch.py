@@ -17,8 +17,8 @@ from stack.config.load import load_recipe
 from stack.util.errors import UserError
 from stack.verbs.fetch import fetch
 from tests.config.minimal import DISTILL, MIXTURE, write
+from tests.forked import ROOT
 from tests.nets.hub_server import COMMIT, REPOSITORY, HubServer, make_repository, serving, use
-from tests.pipeline import ROOT
 
 PINNED = {"path": REPOSITORY, "revision": COMMIT}
 

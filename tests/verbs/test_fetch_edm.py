@@ -16,8 +16,8 @@ from stack.util.errors import UserError
 from stack.verbs import fetch_edm
 from stack.verbs.doctor_networks import metric_networks
 from stack.verbs.fetch import fetch
+from tests.forked import ROOT
 from tests.nets.test_edm_files import CONFIGS, network, nvidia_pickle, same
-from tests.pipeline import ROOT
 from tests.serving import running
 from tests.verbs.file_server import DATA, FileServer
 

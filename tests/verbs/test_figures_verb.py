@@ -19,7 +19,7 @@ from stack.util.errors import UserError
 from stack.verbs import figures as verb
 from stack.verbs.figures import FIGURES, Wish, figures
 from stack.verbs.figures_runs import Run, alike, labelled, seeded
-from tests.pipeline import ROOT
+from tests.forked import ROOT
 
 SMALL = ["iterations=6", "global_batch=64", "log.every=1", "log.sample_every=3"]
 SMALL += ["evaluation.quick_every=2", "optim.student.warmup=1"]

@@ -15,7 +15,8 @@ from stack.train.budget import GPUS
 from stack.train.build_plan import Planner, _variants
 from stack.train.build_subject import sd_subject, text_flops
 from stack.verbs.plan import subject_of
-from tests.pipeline import ROOT, World
+from tests.forked import ROOT
+from tests.pipeline import World
 
 COYO = str(ROOT / "recipes/coyo_js.yaml")
 DAY = str(ROOT / "recipes/coyo_100k_1gpu.yaml")
