@@ -55,12 +55,16 @@ def shards_from_parquet(
         return write_pictures(folder, picture, len(table))
 
 
+def _is_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
 def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 _KINDS: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
-    "image": (pa.types.is_binary, "bytes of image files"),
+    "image": (_is_bytes, "bytes of image files"),
     "label": (pa.types.is_integer, "integers"),
     "text": (_is_text, "strings"),
 }

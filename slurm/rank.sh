@@ -2,6 +2,7 @@
 # One task as one rank: torch's names for what Slurm says, folders on the node's disk, the command.
 # How it ends is left in LOGS: of all ranks srun tells the highest status only.
 export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID
+[[ -z ${SLURM_NTASKS_PER_NODE:-} ]] || export LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE
 
 mkdir -p "$TMPDIR"
 mkdir -m 700 "$LOCAL_CACHES" 2> /dev/null # Or it is there.

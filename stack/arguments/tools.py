@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def _add_step(parts: Any) -> None:
         "--compare",
         nargs=2,
         metavar=("A", "B"),
-        help="two settings by turns, each field=value or several with spaces in quotes",
+        help="two settings by turns, each field=value or several with spaces, quoted as in a shell",
     )
     step.add_argument(
         "--profile",
@@ -100,7 +101,7 @@ def _bench_step(args: argparse.Namespace) -> int:
 
     settings = []
     for text in args.compare or [""]:
-        words = [*args.overrides, *text.split()]
+        words = [*args.overrides, *shlex.split(text)]
         changed = argparse.Namespace(recipe=args.recipe, overrides=words, verb=args.verb)
         recipe = load(changed, "distill")
         settings.append(Setting(text or "step", recipe, subject_of(recipe, args.unet)))

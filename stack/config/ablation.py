@@ -21,7 +21,7 @@ Comparison = Literal["ratio", "difference"]
 Measured = Literal[Measure, "caption_accuracy", "mode_tv"]
 
 _LOGGED = re.compile(r"log:([^@\s]+)(?:@(0?\.\d*[1-9]\d*|1(?:\.0*)?))?")
-_TEACHERS = ("teacher", "teacher_ode", "teacher_sde")
+_MODELS = ("student", "teacher")
 _OF_A_MODEL = (
     *get_args(Measured),
     *("nfe", "latency_seconds", "images_per_second", "intervals"),
@@ -96,8 +96,8 @@ class Metric(Section):
             return at
         model, _, figure = at.partition(".")
         name = figure.partition(".")[0]
-        if model not in ("student", *_TEACHERS):
-            _known(at, model, ("student", *_TEACHERS, *_OF_ALL))
+        if model not in _MODELS:
+            _known(at, model, (*_MODELS, *_OF_ALL))
         elif not name.startswith("hps_"):
             _known(at, name, _OF_A_MODEL)
         return at
@@ -207,10 +207,15 @@ class Plan(Section):
                 continue
             if self.evaluate is None:
                 raise ValueError(f"metrics: {title}: {metric.at}: evaluate is null; set options")
-            of_teacher = metric.at.partition(".")[0] in (*_TEACHERS, "speedup")
-            if of_teacher and self.evaluate.teacher == "none":
+            model, _, figure = metric.at.partition(".")
+            if model in ("teacher", "speedup") and self.evaluate.teacher == "none":
                 raise ValueError(
                     f"metrics: {title}: {metric.at}: needs the teacher; evaluate.teacher is none"
+                )
+            only = self.evaluate.measure
+            if only and figure in get_args(Measured) and figure != only:
+                raise ValueError(
+                    f"metrics: {title}: {metric.at}: is not measured; evaluate.measure is {only}"
                 )
         return self
 

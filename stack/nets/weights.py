@@ -17,6 +17,7 @@ STEMS = {
 """Of a component's safetensors."""
 HALF = "fp16"
 """What diffusers calls the variant; it is read as float32, like any other."""
+_WEIGHTS = (".safetensors", ".bin")
 
 
 def weights_name(stem: str, variant: str | None = None) -> str:
@@ -59,9 +60,11 @@ def half_patterns(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def plain_names(folder: Path) -> None:
-    """Where a component has its weights in half precision alone, name these files as whole ones
-    are, so that diffusers loads them without being asked for a variant."""
-    if variant_of(folder) != HALF:
+    """Where a component, be it one that is not used here, has its weights in half precision alone,
+    name these files as whole ones are, so that diffusers loads them without being asked for a
+    variant."""
+    whole = [f for f in folder.glob("*") if f.suffix in _WEIGHTS and f".{HALF}" not in f.name]
+    if variant_of(folder) != HALF if folder.name in STEMS else whole:
         return
     for file in list(folder.glob(f"*.{HALF}*")):
         if file.suffix == ".json":

@@ -50,7 +50,7 @@ def _start(
         port = probe.getsockname()[1]
     threads = max(1, (os.cpu_count() or 1) // processes)
     common = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    common |= {"OMP_NUM_THREADS": threads}
+    common |= {"LOCAL_WORLD_SIZE": processes, "OMP_NUM_THREADS": threads}
     return [
         subprocess.Popen(
             command,

@@ -102,7 +102,8 @@ def _measured(runs: Mapping[str, RunFolder]) -> str:
         heading = f"<h3>{escape(suite)}</h3>" if len(suites) > 1 else ""
         students = {name: evaluation.get("student", {}) for name, evaluation in found.items()}
         parts.append(f"{heading}{_suite_table(runs, suite)}{provenance_html(found)}")
-        parts.append(published_html(suite, students))
+        whole = next((one["suite_of"] for one in found.values() if "suite_of" in one), suite)
+        parts.append(published_html(whole, students))
     return f"<h2>Measures</h2>{''.join(parts)}"
 
 

@@ -15,7 +15,7 @@ def published_html(suite: str, ours: Mapping[str, Mapping[str, Any]]) -> str:
     nothing is published for it.
 
     Args:
-        ours: run -> its student's figures.
+        suite: the whole one, where ours is a part of it. ours: run -> its student's figures.
     """
     if suite not in datasets():
         return ""

@@ -51,7 +51,10 @@ def write_report(path: Path, out: Path | None = None) -> Path:
         tiles_html(run.evaluation, _newest(run)),
         alerts_html({run.name: run}),
         _results(run),
-        *(published_html(s, {run.name: e.get("student", {})}) for s, e in run.evaluations.items()),
+        *(
+            published_html(one.get("suite_of", suite), {run.name: one.get("student", {})})
+            for suite, one in run.evaluations.items()
+        ),
         _training(run),
         levels_html({run.name: run}),
         f"<h2>Recipe</h2>{recipe_html(run)}" if run.text else "",

@@ -149,7 +149,7 @@ class ClassToImage:
 
 def grid_classes(classes: int, columns: int = 10, rows: int = 4) -> list[str]:
     """Conditions of a grid with a column a class where there are up to ``columns`` of them."""
-    return [str(i % min(classes, columns)) if classes else "" for i in range(rows * columns)]
+    return [str(i % columns % classes) if classes else "" for i in range(rows * columns)]
 
 
 @cache

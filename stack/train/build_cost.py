@@ -8,8 +8,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from stack.config.schema import DistillRecipe
 from stack.fdistill.algorithm import Batch, FDistill, Noise
@@ -22,6 +20,7 @@ from stack.parallel.memory import PeakBytes
 from stack.parallel.mesh import Layout
 from stack.train.build_algorithm import algorithm_of
 from stack.train.build_subject import Subject
+from stack.train.flops import Again, FlopCounter, Flops
 from stack.train.imagined import ImaginedGPU
 
 _META = torch.device("meta")
@@ -53,23 +52,6 @@ class Sizes:
     block: int
     encoder: int
     reached: int
-
-
-@dataclass(frozen=True)
-class Flops:
-    """Floating-point operations of one sample: of the teacher's forward, a student step, a critic
-    step, an iteration of both, which share the student's sample, and of the sweep that comes first
-    where there are several micro-batches."""
-
-    forward: int
-    student: int
-    critic: int
-    joint: int
-    sweep: int
-
-    def in_forwards(self, step: str) -> float:
-        """What a step costs, in forwards of the teacher's network."""
-        return float(getattr(self, step) / self.forward)
 
 
 class Imagined:
@@ -133,32 +115,6 @@ def _weights(name: str, module: nn.Module) -> LocalWeights:
     return LocalWeights(name, module, optimizer, lr_at=lambda step: 1.0, max_norm=1.0)
 
 
-class _Flops(TorchDispatchMode):
-    """Counts as torch's FlopCounterMode does, by its formulas, but not module by module."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func._overloadpacket)
-        if formula:
-            self.total += formula(*args, **(kwargs or {}), out_val=result)
-        return result
-
-    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, always inside of this mode."""
-
-        def inside(*args: Any, **kwargs: Any) -> Any:
-            with self:
-                return function(*args, **kwargs)
-
-        return inside
-
-
 def _once(
     recipe: DistillRecipe, subject: Subject, key: tuple[Hashable, ...], count: Callable[[], T]
 ) -> T:
@@ -178,11 +134,11 @@ def count_flops(recipe: DistillRecipe, subject: Subject, tell: Tell = quiet) -> 
     def count() -> Flops:
         tell("operations of a sample")
         imagined = _plain(recipe, subject)
-        with _Flops() as forward:  # The student's, which is the teacher's copy.
+        with FlopCounter() as forward:  # The student's, which is the teacher's copy.
             x = imagined.generate()
         rest = []
         for part in (imagined.move, imagined.criticise, imagined.look):
-            with _Flops() as counter:
+            with FlopCounter() as counter:
                 part(x)
             rest.append(counter.total)
         move, criticise, look = rest
@@ -192,24 +148,33 @@ def count_flops(recipe: DistillRecipe, subject: Subject, tell: Tell = quiet) -> 
     return _once(recipe, subject, ("flops",), count)
 
 
-def count_again(recipe: DistillRecipe, subject: Subject, tell: Tell = quiet) -> int:
-    """FLOPs of a sample that the backward of the student, or of the fake score, computes a second
-    time: with `full` nearly a forward, with `selective` none that count."""
+def count_again(recipe: DistillRecipe, subject: Subject, tell: Tell = quiet) -> Again:
+    """FLOPs of a sample that the backwards compute a second time: with `full` nearly a forward of
+    the network that is trained, and the encoder of the fake score where the GAN loss reads it; with
+    `selective` none that count."""
     if recipe.compute.checkpointing != "full":
-        return 0
+        return Again(0, 0)
 
-    def count() -> int:
-        tell("operations that are done again")
-        imagined, counter = _plain(recipe, subject), _Flops()
-        student = imagined.networks.student
-        blocks = list(student.blocks())
+    def turns(mode: str) -> tuple[int, int]:
+        """What blocks compute in the student's turn and in the critics'."""
+        imagined, counter = _plain(recipe, subject), FlopCounter()
+        networks = imagined.networks
+        blocks = [*networks.student.blocks(), *networks.fake.blocks()]
         for block in blocks:
             block.forward = counter.around(block.forward)  # type: ignore[method-assign]
-        recompute(blocks, "full")
-        x = imagined.generate()
-        once = counter.total
-        x.sum().backward()
-        return counter.total - once
+        recompute(blocks, mode)
+        x, totals = imagined.generate(), [counter.total]
+        for part in (imagined.move, imagined.criticise):
+            part(x)
+            totals.append(counter.total)
+        return totals[1] - totals[0], totals[2] - totals[1]
+
+    def count() -> Again:
+        tell("operations that are done again")
+        student, critic = (
+            whole - once for whole, once in zip(turns("full"), turns("none"), strict=True)
+        )
+        return Again(student, critic)
 
     return _once(recipe, subject, ("again",), count)
 

@@ -29,7 +29,6 @@ from stack.train.budget import (
 )
 from stack.train.build import lanes_of, micro_batches_of
 from stack.train.build_cost import (
-    Flops,
     Sizes,
     Tell,
     count_activations,
@@ -39,6 +38,7 @@ from stack.train.build_cost import (
     quiet,
 )
 from stack.train.build_subject import Subject
+from stack.train.flops import Flops
 from stack.util.errors import UserError
 
 _DAY = 86_400
@@ -189,7 +189,7 @@ class Planner:
         joint, swept = recipe.alternation == "joint", micro_batches > 1
         sizes = count_sizes(recipe, self.subject)
         again = count_again(recipe, self.subject, self.tell)
-        student = (flops.joint if joint else flops.student) + again * (2 if joint else 1)
+        student = flops.joint + again.joint if joint else flops.student + again.student
         student += flops.sweep if swept else 0
         trained = _trained(recipe, sizes, swept=swept)
         batch = recipe.batch_size
@@ -199,7 +199,7 @@ class Planner:
             frozen=self.subject.frozen,
             averages=len(recipe.averages),
             activations=self._bytes(recipe, samples, swept, sum(n.parameters for n in trained)),
-            flops=(student * batch, (flops.critic + again) * batch),
+            flops=(student * batch, (flops.critic + again.critic) * batch),
             student_every=recipe.student_every,
             batch=batch,
             micro_batches=micro_batches,

@@ -23,8 +23,9 @@ from stack.parallel.memory import PeakBytes
 from stack.train.budget import gpu_named
 from stack.train.build import layout_of, micro_batches_of
 from stack.train.build_algorithm import assemble
-from stack.train.build_cost import Flops, count_flops
+from stack.train.build_cost import count_flops
 from stack.train.build_subject import Subject
+from stack.train.flops import Flops
 from stack.util.errors import UserError, reason
 from stack.util.files import write_json
 

@@ -41,8 +41,8 @@ class Board:
     def share(self) -> tuple[int, int]:
         """This rank's place among those of its node, and their number, as the launcher tells; one
         that does not has each rank do all."""
-        told = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE")
-        return (int(os.environ["LOCAL_RANK"]), int(told)) if told else (0, 1)
+        place, number = (os.environ.get(f"LOCAL_{name}") for name in ("RANK", "WORLD_SIZE"))
+        return (int(place), int(number)) if place and number else (0, 1)
 
     def write(self, name: str, value: Any) -> None:
         """Leave a note of JSON."""

@@ -81,12 +81,13 @@ class Options:
         """Whether the target is a run's folder."""
         return (Path(self.target) / "recipe.yaml").is_file()
 
-    def part_of(self, suite: Suite) -> list[str]:
+    def part_of(self, suite: Suite, wanted: Evaluation) -> list[str]:
         """What makes the result another one than the whole suite's, for its name; empty where it
         is that. More samplers of the teacher than ODE's are no less than that one."""
         measures = sorted({*self.measures})
+        everything = wanted.samples if suite.labelled else suite.prompts
         told = {
-            f"subset{self.subset}": self.subset not in (None, suite.prompts),
+            f"subset{self.subset}": self.subset not in (None, everything),
             "-".join(measures): bool(measures) and {*measures} != {*suite.measures},
             "-".join(self.teachers) or "no-teacher": "ode" not in self.teachers,
             f"seed{self.seed}": self.seed != 0,
@@ -137,7 +138,8 @@ def evaluate_suite(options: Options, wanted: Evaluation, device: str, ranks: Ran
             found = figures(store.read(), plan, real, device_of(device))
             results[model.name] = _row(model, timed, found)
     if ranks.first:
-        result = _result(options, opened, plan, models, results, real, ranks) | told
+        part = options.part_of(opened.suite, wanted)
+        result = _result(options, opened, part, plan, models, results, real, ranks) | told
         files = _write(options, result)
         print_table(options.target, opened, result)
         print(f"results in {' and '.join(map(str, files))}")
@@ -265,15 +267,16 @@ def _row(model: Model, timed: Mapping[str, Any], found: Mapping[str, Estimate]) 
 def _result(
     options: Options,
     opened: Opened,
+    part: Sequence[str],
     plan: Plan,
     models: Sequence[Model],
     results: Mapping[str, dict[str, Any]],
     real: Reference | None,
     ranks: Ranks,
 ) -> dict[str, Any]:
-    part = options.part_of(opened.suite)
     result: dict[str, Any] = {
         "suite": "-".join([opened.name, *part]),
+        "suite_of": opened.name,
         "whole": not part,
         **results,
         "samples": len(plan.prompts) * plan.per_prompt,

@@ -73,6 +73,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "metrics: x: teacher.recall: needs the teacher; evaluate.teacher is none",
     ),
     ({"evaluate": {"teacher": "none"}, **at("speedup")}, "metrics: x: speedup: needs the teacher"),
+    (at("teacher_sde.recall"), "teacher_sde.recall: 'teacher_sde' is not in an evaluation.json"),
+    (
+        {"evaluate": {"measure": "recall"}},
+        "metrics: distance: student.frechet_distance: is not measured; evaluate.measure is recall",
+    ),
 ]
 
 
@@ -113,7 +118,7 @@ def test_options_are_as_given(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", MEASURES)
 def test_every_measure_can_be_named(name: str) -> None:
-    for where in (f"student.{name}", f"teacher_sde.{name}", f"student.intervals.{name}.low"):
+    for where in (f"student.{name}", f"teacher.{name}", f"student.intervals.{name}.low"):
         assert Metric(at=where).logged is None
 
 

@@ -145,6 +145,12 @@ def encoded(pixels: np.ndarray, kind: str) -> bytes:
     return buffer.getvalue()
 
 
+def test_bytes_may_be_of_the_large_kind(pictures, tmp_path):
+    images = pa.array([encoded(pictures[0][0], "png")], pa.large_binary())
+    pq.write_table(pa.table({"image": images, "label": [1]}), tmp_path / "a.parquet")
+    assert cifar10(tmp_path / "a.parquet", tmp_path / "out").samples == 1
+
+
 @pytest.mark.parametrize(("kind", "field"), [("jpeg", "jpg"), ("png", "png")])
 def test_a_parquets_bytes_are_kept(kind, field, pictures, tmp_path):
     images = [encoded(pixels, kind) for pixels in pictures[0][:12]]

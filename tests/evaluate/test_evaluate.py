@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from stack.cli import main
@@ -15,7 +16,7 @@ from stack.evaluate.features import load_judge, save_judge
 from stack.sample.generate import generate
 from stack.train.build_pictures import teacher_and_student
 from tests.cli.refusal import refused
-from tests.pipeline import World, recipe_fields, run_stack, write_recipe
+from tests.pipeline import World, copy, recipe_fields, run_stack, write_recipe
 
 MEASURES = {"frechet_distance", "recall", "precision", "caption_accuracy", "mode_tv"}
 
@@ -57,6 +58,16 @@ def test_a_run_is_measured(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert found == json.loads((run / "evaluations" / "digits-subset40.json").read_text())
     assert main(["report", str(run)]) == 0
     assert f"{found['student']['frechet_distance']:.3f}" in (run / "report.html").read_text()
+
+
+def test_as_many_samples_as_the_recipe_has_are_no_part(run: Path, tmp_path: Path) -> None:
+    copied = copy(run, tmp_path / "run")
+    recipe = yaml.safe_load((copied / "recipe.yaml").read_text())
+    recipe["evaluation"] |= {"samples": 40, "ambiguous": 16}
+    (copied / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["evaluate", str(copied), "--samples", "40", "--teacher", "none"]) == 0
+    found = json.loads((copied / "evaluations" / "digits-no-teacher.json").read_text())
+    assert (found["suite_of"], found["samples"]) == ("digits", 40)
 
 
 def test_the_teacher_by_both_samplers_or_not_at_all(run: Path) -> None:

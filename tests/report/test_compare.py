@@ -141,8 +141,9 @@ def test_a_run_given_twice_is_refused(runs: list[Path]) -> None:
 def test_suites_besides_the_newest_are_shown(runs: list[Path]) -> None:
     folder = runs[0] / "evaluations"
     folder.mkdir()
-    other = {"suite": "cifar10", "student": {"frechet_distance": 3.125}, "samples": 50000}
-    (folder / "cifar10.json").write_text(json.dumps(other))
+    other = {"suite": "cifar10-seed1", "suite_of": "cifar10", "samples": 50000}
+    other |= {"student": {"frechet_distance": 3.125}}
+    (folder / "cifar10-seed1.json").write_text(json.dumps(other))
     text = " ".join(Page(write_comparison(runs).read_text()).text)
     assert "3.125" in text
     assert "Published, cifar10" in text

@@ -75,20 +75,30 @@ TWO_LEVELS = config_of(
 )
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
-def test_steps_are_what_a_counter_sees_on_real_tensors(checkpointing: str) -> None:
+@pytest.mark.parametrize(
+    ("checkpointing", "features"),
+    [
+        ("none", "teacher"),
+        ("selective", "teacher"),
+        ("full", "teacher"),
+        ("full", "fake"),
+        ("full", "fake_joint"),
+    ],
+)
+def test_steps_are_what_a_counter_sees_on_real_tensors(checkpointing: str, features: str) -> None:
     """Of the student, of the critics, of both, and what the backward computes again."""
     fields = ["precision=fp32", "compute.attention=math", "gan.resolutions=[8]"]
-    made = recipe(*fields, f"compute.checkpointing={checkpointing}", "parallel={backend: none}")
+    fields += [f"gan.features={features}", f"compute.checkpointing={checkpointing}"]
+    made = recipe(*fields, "parallel={backend: none}")
     subject = sd_subject(TWO_LEVELS)
     steps, flops = Steps(made, subject, 2), count_flops(made, subject)
     again = count_again(made, subject)
-    assert (again == 0) == (checkpointing != "full")
-    assert again < flops.forward
-    for name, trained in (("student", 1), ("critic", 1), ("joint", 2)):
+    assert (again.student == 0) == (again.critic == 0) == (checkpointing != "full")
+    assert again.student < 2 * flops.forward
+    for name in ("student", "critic", "joint"):
         with FlopCounterMode(display=False) as counter:
             steps.step(name)
-        expected = 2 * (getattr(flops, name) + trained * again)
+        expected = 2 * (getattr(flops, name) + getattr(again, name))
         assert counter.get_total_flops() == pytest.approx(expected, rel=0.02), name
 
 

@@ -107,12 +107,15 @@ def test_betas_of_its_own_and_weights_in_half_precision(tmp_path: Path, world: W
         weights = {name: value.half() for name, value in load_file(whole).items()}
         save_file(weights, whole.with_suffix(".fp16.safetensors"), metadata={"format": "pt"})
         whole.unlink()
+    (teacher / "safety_checker").mkdir()  # Which is not used here.
+    save_file(weights, teacher / "safety_checker" / "model.fp16.safetensors")
     unet = load_unet(teacher)
     denoiser = SDDenoiser(unet, *load_schedule(teacher)).eval()
     cpu = torch.device("cpu")
     student = TextToImage(denoiser, load_text(teacher), load_vae(teacher), cpu)
     out = save_pipeline(unet, teacher, tmp_path / "out")
     assert not list(out.rglob("*fp16*"))
+    assert (out / "safety_checker" / "model.safetensors").is_file()
     assert_plain_diffusers_agrees(out, student)
     config = json.loads((out / "scheduler/scheduler_config.json").read_text())
     assert config["trained_betas"] == betas

@@ -71,7 +71,7 @@ def test_figures_of_every_step(unet: Path, tmp_path: Path, capsys: Any) -> None:
 
 def test_two_settings_by_turns(unet: Path, tmp_path: Path, capsys: Any) -> None:
     """Recomputation takes less memory, and no other FLOPs are told."""
-    settings = ["compute.checkpointing=none", "compute.checkpointing=full gan.r1_gamma=1"]
+    settings = ["compute.checkpointing=none", "'compute={checkpointing: full}' gan.r1_gamma=1"]
     found = bench(unet, tmp_path / "two.json", "--compare", *settings)
     assert list(found) == settings
     kept, again = (found[name]["joint"] for name in settings)
