@@ -10,16 +10,17 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from unittest.mock import patch
+
+from stack.parallel.launch import places
 
 ROOT = Path(__file__).parent.parent
 SECONDS, GRACE = 300, 30
@@ -38,12 +39,12 @@ def run(module: str, *arguments: str, ranks: int = 0) -> subprocess.CompletedPro
     """
     command = [module, *arguments]
     with tempfile.TemporaryDirectory() as folder:
-        places = _places(ranks) if ranks else [{}]
-        outputs = [Path(folder) / str(rank) for rank in range(len(places))]
-        with _environment(_OF_THE_SERVER):
+        told = places(ranks) if ranks else [{}]
+        outputs = [Path(folder) / str(rank) for rank in range(len(told))]
+        with patch.dict(os.environ, _OF_THE_SERVER):
             children = [
                 _CONTEXT.Process(target=_child, args=(command, {**os.environ, **place}, output))
-                for place, output in zip(places, outputs, strict=True)
+                for place, output in zip(told, outputs, strict=True)
             ]
             for child in children:
                 child.start()
@@ -54,27 +55,6 @@ def run(module: str, *arguments: str, ranks: int = 0) -> subprocess.CompletedPro
         )
     assert codes, f"{command}: not within {SECONDS} s\n{err}"
     return subprocess.CompletedProcess(command, next(filter(None, codes), 0), out, err)
-
-
-def _places(ranks: int) -> list[dict[str, str]]:
-    """What torchrun tells each rank."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
-    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
-
-
-@contextmanager
-def _environment(changed: Mapping[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(changed)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def _codes(children: Sequence[ForkServerProcess]) -> list[int | None]:

@@ -101,7 +101,10 @@ def _bench_step(args: argparse.Namespace) -> int:
 
     settings = []
     for text in args.compare or [""]:
-        words = [*args.overrides, *shlex.split(text)]
+        try:
+            words = [*args.overrides, *shlex.split(text)]
+        except ValueError as error:
+            raise UserError(f"--compare: {text}: {error}; quote it as in a shell") from None
         changed = argparse.Namespace(recipe=args.recipe, overrides=words, verb=args.verb)
         recipe = load(changed, "distill")
         settings.append(Setting(text or "step", recipe, subject_of(recipe, args.unet)))

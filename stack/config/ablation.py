@@ -31,6 +31,14 @@ _OF_ALL = ("speedup", "real_halves_frechet_distance", "judge", "classifier", "re
 """In evaluation.json, besides the models."""
 
 
+def _measure_of(figure: str) -> str | None:
+    """What `--measure` calls a model's figure, or one of its interval; None of what always is."""
+    name = figure.removeprefix("intervals.").partition(".")[0]
+    if name.startswith("hps_"):
+        return "hps_score"
+    return name if name in get_args(Measured) else None
+
+
 class Variant(Section):
     """One value of an axis."""
 
@@ -213,7 +221,7 @@ class Plan(Section):
                     f"metrics: {title}: {metric.at}: needs the teacher; evaluate.teacher is none"
                 )
             only = self.evaluate.measure
-            if only and figure in get_args(Measured) and figure != only:
+            if only and _measure_of(figure) not in (None, only):
                 raise ValueError(
                     f"metrics: {title}: {metric.at}: is not measured; evaluate.measure is {only}"
                 )

@@ -63,8 +63,12 @@ def plain_names(folder: Path) -> None:
     """Where a component, be it one that is not used here, has its weights in half precision alone,
     name these files as whole ones are, so that diffusers loads them without being asked for a
     variant."""
-    whole = [f for f in folder.glob("*") if f.suffix in _WEIGHTS and f".{HALF}" not in f.name]
-    if variant_of(folder) != HALF if folder.name in STEMS else whole:
+    if folder.name in STEMS:
+        half_only = variant_of(folder) == HALF
+    else:
+        weights = [file.name for file in folder.iterdir() if file.suffix in _WEIGHTS]
+        half_only = all(f".{HALF}" in name for name in weights)
+    if not half_only:
         return
     for file in list(folder.glob(f"*.{HALF}*")):
         if file.suffix == ".json":

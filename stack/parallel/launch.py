@@ -44,28 +44,30 @@ def launch(processes: int, command: Sequence[str]) -> int:
 def _start(
     processes: int, command: Sequence[str], outputs: Sequence[IO[str] | None]
 ) -> list[subprocess.Popen[bytes]]:
-    """The ranks, with the environment that torch.distributed reads."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    common = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    common |= {"LOCAL_WORLD_SIZE": processes, "OMP_NUM_THREADS": threads}
+    """The ranks, each with a share of the cores."""
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
     return [
         subprocess.Popen(
             command,
-            env=os.environ
-            | {
-                key: str(value)
-                for key, value in (common | {"RANK": rank, "LOCAL_RANK": rank}).items()
-            },
+            env=os.environ | threads | place,
             stdout=output,
             stderr=output,
             preexec_fn=die_with_parent,
             start_new_session=True,
         )
-        for rank, output in enumerate(outputs)
+        for place, output in zip(places(processes), outputs, strict=True)
     ]
+
+
+def places(processes: int) -> list[dict[str, str]]:
+    """What torch.distributed reads from each rank's environment, as torchrun has it; all ranks are
+    on this machine, and the port is one that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
 def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int:

@@ -78,6 +78,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"evaluate": {"measure": "recall"}},
         "metrics: distance: student.frechet_distance: is not measured; evaluate.measure is recall",
     ),
+    (
+        {"evaluate": {"measure": "recall"}, **at("student.intervals.precision.low")},
+        "metrics: x: student.intervals.precision.low: is not measured; evaluate.measure is recall",
+    ),
+    (
+        {"evaluate": {"measure": "recall"}, **at("student.hps_anime")},
+        "metrics: x: student.hps_anime: is not measured; evaluate.measure is recall",
+    ),
 ]
 
 

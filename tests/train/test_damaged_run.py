@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import time
 from collections import Counter
@@ -21,6 +20,7 @@ from stack.cli import main
 from stack.config.load import load_recipe
 from stack.data.index import Manifest
 from stack.data.stream import ShardStream
+from stack.parallel.launch import places
 from stack.train.build import stream_of
 from stack.train.build_distill import build_distill
 from tests.data.damage import ruin
@@ -43,14 +43,10 @@ def recipe_of(
 
 def start_ranks(monkeypatch: pytest.MonkeyPatch, recipe: Path) -> list[subprocess.Popen[str]]:
     """Two ranks, each of whose exit status and last words can be seen."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2}
     processes = []
-    for rank in range(2):
-        for name, value in {**common, "RANK": rank, "LOCAL_RANK": rank}.items():
-            monkeypatch.setenv(name, str(value))
+    for place in places(2):
+        for name, value in place.items():
+            monkeypatch.setenv(name, value)
         processes.append(start(["distill", recipe]))
     return processes
 

@@ -152,6 +152,7 @@ def test_micro_batches_are_the_recipes(unet: Path, tmp_path: Path) -> None:
         (["parallel.backend=zero2"], "parallel.backend: zero2 cuts what several processes hold"),
         (["parallel.backend=fsdp"], "set parallel.backend=none"),
         (["--compare", "gan.r1_gamma=0", "gan.r1_gamma=0"], "the two settings are the same"),
+        (["--compare", "seed=1", "out='x"], "--compare: out='x: No closing quotation; quote it"),
         (["--profile", "/dev/null/trace.json"], "--profile: /dev/null/trace.json: "),
         (["--batch", "3", "parallel.accumulation=2"], "do not divide the global batch 3"),
         (["optim.student.lr=1e38", "optim.fake.lr=1e38"], "is not finite"),
