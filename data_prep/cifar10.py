@@ -113,7 +113,7 @@ def _check(labels: list[Any], source: str) -> None:
     if not labels:
         raise UserError(f"{source}: holds no pictures")
     for label in labels:
-        if label not in range(len(CLASSES)):
+        if type(label) is not int or label not in range(len(CLASSES)):
             raise UserError(f"{source}: label: {label!r} is not one of 0 to {len(CLASSES) - 1}")
 
 

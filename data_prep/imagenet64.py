@@ -98,7 +98,10 @@ def _from_folder(folder: Path) -> Callable[[str], bytes]:
     root = folder.resolve()
 
     def read(name: str) -> bytes:
-        path = (root / name).resolve()
+        try:
+            path = (root / name).resolve()
+        except ValueError:  # No file can have such a name.
+            raise FileNotFoundError(name) from None
         if not path.is_relative_to(root):
             raise UserError(f"{folder}: {name}: lies outside the folder")
         return path.read_bytes()

@@ -13,15 +13,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_prep.shards import Sample, ShardFolder, Tally
+from data_prep.shards import EXTENSIONS, Sample, ShardFolder, Tally
 from stack.data.decode import decode_image
 from stack.data.index import Manifest
 from stack.util.errors import UserError
 from stack.util.progress import progress
 from stack.util.retry import reason
-
-_EXTENSION = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
-"""Of the formats that a shard may hold."""
 
 
 class DamagedError(Exception):
@@ -114,6 +111,6 @@ def _decoded(data: bytes) -> tuple[str, str]:
     with damage():
         # The format first: for some that are not held, Pillow would start other programs.
         with Image.open(io.BytesIO(data)) as image:
-            extension = _EXTENSION[str(image.format)]
+            extension = EXTENSIONS[str(image.format)]
         height, width, _ = decode_image(data).shape
     return extension, f"{width}x{height}"

@@ -37,7 +37,11 @@ CODE = code_version(Path(__file__).parent)
 JOURNAL = "unfinished.jsonl"
 """What an unfinished folder has in place of a manifest: its origin, then a line a shard."""
 
+EXTENSIONS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
+"""Formats that a shard may hold, by Pillow's names, and the fields they are written to."""
+
 IMAGES = ("png", "jpg", "jpeg", "webp")
+"""Fields that hold a picture."""
 _ORDER = (*IMAGES, "txt", "json", "cls", "latent.npy", "tokens.npy")
 
 Sample = tuple[str, dict[str, bytes]]

@@ -17,10 +17,9 @@ import simplejpeg
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from data_prep.download.outcome import MissError, refused
+from data_prep.shards import EXTENSIONS
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP")
-_KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-"""Formats that a shard may hold, and their extensions there."""
 
 _OVERSAMPLING = 2
 """A JPEG is decoded to at least this many times the side that is wanted."""
@@ -85,8 +84,8 @@ def fit(data: bytes, target: Target) -> Picture:
     # A decoder meets bytes of anyone's, and its errors are of any kind.
     except Exception:
         raise refused("damaged") from None
-    if made.kept in _KEPT:
-        encoded, extension = data, _KEPT[made.kept]
+    if made.kept in EXTENSIONS:
+        encoded, extension = data, EXTENSIONS[made.kept]
     else:
         encoded, extension = _encode(made.rgb, target), target.format
     digest = hashlib.sha256(data).digest()

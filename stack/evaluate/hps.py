@@ -8,7 +8,6 @@ which needs neither open_clip nor torchvision. Its authors pad pictures that are
 from __future__ import annotations
 
 import math
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -85,7 +84,10 @@ def load_hps(
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         model = clip_of_open_clip(found.get("state_dict", found), heads=(HEADS, HEADS))
-    except (pickle.UnpicklingError, RuntimeError, KeyError, AttributeError) as error:
+    except OSError:
+        raise
+    # torch's reader meets bytes of anyone's, and its errors are of any kind.
+    except Exception as error:
         raise UserError(
             f"{path}: not open_clip's weights ({reason(error)}); get {SOURCE}"
         ) from None

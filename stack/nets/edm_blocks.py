@@ -207,7 +207,7 @@ class Style:
         scales: the embedding scales features after the second norm, besides shifting them; it
             only shifts them, and before that norm, otherwise.
         projects: a skip that changes size alone has a 1x1 convolution too.
-        head_channels: channels of an attention head; None for a single head.
+        head_channels: channels of an attention head at least; None for a single head.
         start: initializes a layer: (layer, gain).
         last_gain, attention_gain: of the last layer of a branch, and of queries, keys and values.
         dropout: probability before the second convolution.
@@ -224,8 +224,9 @@ class Style:
     dropout: float = 0.0
 
     def heads(self, channels: int) -> int:
-        """Attention heads over so many channels."""
-        return 1 if self.head_channels is None else max(1, channels // self.head_channels)
+        """Attention heads over so many channels, which they divide evenly."""
+        most = 1 if self.head_channels is None else max(1, channels // self.head_channels)
+        return next(heads for heads in range(most, 0, -1) if channels % heads == 0)
 
 
 DDPMPP = Style(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import exp, isfinite, log, nan, pi, sqrt
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -49,13 +49,14 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def paired(
-    ours: Mapping[int, float],
-    base: Mapping[int, float],
+    ours: Mapping[Any, float],
+    base: Mapping[Any, float],
     *,
     ratio: bool = True,
     method: Literal["t", "bootstrap"] = "t",
 ) -> Paired | None:
-    """Compare values by seed; None where no seed has both, or there is :func:`no_ratio`."""
+    """Compare values by seed, or by what else they are keyed; None where no key has both, or there
+    is :func:`no_ratio`."""
     pairs = _pairs(ours, base)
     if not pairs or (ratio and no_ratio(ours, base)):
         return None
@@ -66,14 +67,14 @@ def paired(
     return Paired(*ends, n)
 
 
-def no_ratio(ours: Mapping[int, float], base: Mapping[int, float]) -> str:
-    """Why values that are paired by seed have no ratio; empty where they have one."""
+def no_ratio(ours: Mapping[Any, float], base: Mapping[Any, float]) -> str:
+    """Why values that are paired have no ratio; empty where they have one."""
     lowest = min(map(min, _pairs(ours, base)), default=1.0)
     return "" if lowest > 0 else f"no ratio: a seed {'at' if lowest == 0 else 'below'} 0"
 
 
-def _pairs(ours: Mapping[int, float], base: Mapping[int, float]) -> list[tuple[float, float]]:
-    return [(ours[seed], base[seed]) for seed in sorted(ours.keys() & base.keys())]
+def _pairs(ours: Mapping[Any, float], base: Mapping[Any, float]) -> list[tuple[float, float]]:
+    return [(ours[key], base[key]) for key in sorted(ours.keys() & base.keys())]
 
 
 def _interval(values: np.ndarray, method: str) -> tuple[float, float]:
@@ -185,6 +186,13 @@ def _against(layout: Layout, scores: Scores, cell: Cell, base: Cell, metric: str
     if base == cell:
         return ""
     ours, theirs = (of_metric(scores, which, metric) for which in (cell, base))
+    return _compare(layout, metric, ours, theirs)
+
+
+def _compare(
+    layout: Layout, metric: str, ours: Mapping[Any, float], theirs: Mapping[Any, float]
+) -> Paired | str:
+    """Or why there is no comparison."""
     ratio = layout.metrics[metric] == "ratio"
     return paired(ours, theirs, ratio=ratio, method=layout.method) or no_ratio(ours, theirs)
 
@@ -210,7 +218,7 @@ def markdown(title: str, layout: Layout, scores: Scores, *, notes: Sequence[str]
         for value in layout.axes[first]:
             cells = [_told(layout, scores, (value, *column), metric) for column in columns]
             lines.append(f"| {value} | " + " | ".join(cells) + " |")
-        lines += ["", *_rankings(layout, scores, columns, metric)]
+        lines += ["", *_rankings(layout, scores, columns, metric), *_pooled(layout, scores, metric)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -227,6 +235,57 @@ def _rankings(
             yield f"* {where}{' < '.join(sorted(means, key=means.__getitem__))}, by mean"
 
 
+def _pooled(layout: Layout, scores: Scores, metric: str) -> Iterator[str]:
+    """Each value against its baseline over all cells that differ from their baselines in that value
+    alone; their pairs of runs are counted as independent."""
+    groups: dict[tuple[Apart, ...], list[tuple[Cell, Cell]]] = {}
+    for cell in layout.cells:
+        for base in _others(layout, cell):
+            groups.setdefault(tuple(_apart(layout, cell, base)), []).append((cell, base))
+    kind = layout.metrics[metric]
+    for parts, members in groups.items():
+        new, old = (
+            {
+                (number, seed): value
+                for number, member in enumerate(members)
+                for seed, value in of_metric(scores, member[side], metric).items()
+            }
+            for side in (0, 1)
+        )
+        common = new.keys() & old.keys()
+        cells = len({number for number, _ in common})
+        if cells < 2:
+            continue  # Its own comparison stands in the table.
+        against = _compare(layout, metric, new, old)
+        ours = " / ".join(_named(layout, part) for part in parts)
+        theirs = " / ".join(part.theirs for part in parts)
+        whose = f", {len(common)} pairs in {cells} cells, counted as independent"
+        yield (
+            f"* {ours} against {theirs}: {_compared(against, kind)}"
+            f"{whose if isinstance(against, Paired) else ''}"
+        )
+
+
+class Apart(NamedTuple):
+    """A value in which a cell differs from its baseline, and the baseline's."""
+
+    axis: str
+    ours: str
+    theirs: str
+
+
+def _named(layout: Layout, part: Apart) -> str:
+    """Its value, with its axis where another one has a value of that name too."""
+    alone = sum(part.ours in values for values in layout.axes.values()) == 1
+    return part.ours if alone else f"{part.axis} {part.ours}"
+
+
+def _apart(layout: Layout, cell: Cell, base: Cell) -> Iterator[Apart]:
+    for part in map(Apart, layout.axes, cell, base):
+        if part.ours != part.theirs:
+            yield part
+
+
 def _told(layout: Layout, scores: Scores, cell: Cell, metric: str) -> str:
     """Mean and spread, and a line for each baseline, which is named where there are several."""
     values = list(of_metric(scores, cell, metric).values())
@@ -238,7 +297,7 @@ def _told(layout: Layout, scores: Scores, cell: Cell, metric: str) -> str:
         parts.append("baseline")
     for base in _others(layout, cell):
         if against := _against(layout, scores, cell, base, metric):
-            apart = [theirs for ours, theirs in zip(cell, base, strict=True) if ours != theirs]
+            apart = [part.theirs for part in _apart(layout, cell, base)]
             whose = f" of {' / '.join(apart)}" if len(layout.bases[cell]) > 1 else ""
             parts.append(_compared(against, layout.metrics[metric]) + whose)
     return "<br>".join(parts)

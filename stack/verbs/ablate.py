@@ -31,7 +31,7 @@ class Cell:
     """One run of a plan.
 
     Args:
-        values: one of each axis. command: of the distillation, without what starts it.
+        values: one of each axis. overrides: of the recipe, all of them.
     """
 
     values: tuple[str, ...]

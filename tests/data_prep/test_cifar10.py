@@ -6,6 +6,7 @@ import io
 import json
 import struct
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +29,18 @@ def raw(data: bytes) -> bytes:
     return b"T" + struct.pack("<I", len(data)) + data
 
 
-def python2_batch(pixels: np.ndarray, labels: list[int], dtype: bytes = b"u1") -> bytes:
+def number(value: float) -> bytes:
+    return b"G" + struct.pack(">d", value) if isinstance(value, float) else b"K" + bytes([value])
+
+
+def python2_batch(pixels: np.ndarray, labels: Sequence[float], dtype: bytes = b"u1") -> bytes:
     """What Python 2's cPickle wrote: protocol 2, texts and the array's bytes alike as strings."""
     array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
     kind = b"cnumpy\ndtype\nU" + bytes([len(dtype)]) + dtype + b"K\x00K\x01\x87R"
     kind += b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
     shape = b"M" + struct.pack("<H", len(pixels)) + b"M" + struct.pack("<H", 3072) + b"\x86"
     state = b"(K\x01" + shape + kind + b"\x89" + raw(pixels.tobytes()) + b"tb"
-    numbers = b"](" + b"".join(b"K" + bytes([label]) for label in labels) + b"e"
+    numbers = b"](" + b"".join(map(number, labels)) + b"e"
     entries = raw(b"batch_label") + raw(b"training batch 1 of 5") + raw(b"labels") + numbers
     return b"\x80\x02}(" + entries + raw(b"data") + array + state + b"u."
 
@@ -216,6 +221,7 @@ def test_odd_batches_are_refused(batches, pictures, tmp_path):
         (python2_batch(pixels, [1, 2]), "not laid out as CIFAR-10 is .ValueError"),
         (python2_batch(pixels, [0] * EACH, b"O8"), "data is no array of bytes"),
         (python2_batch(pixels, [10] * EACH), "label: 10 is not one of 0 to 9"),
+        (python2_batch(pixels, [3.0] * EACH), r"label: 3\.0 is not one of 0 to 9"),
     ):
         (batches / "data_batch_1").write_bytes(data)
         with pytest.raises(UserError, match=message):

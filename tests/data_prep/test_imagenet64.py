@@ -179,6 +179,13 @@ def test_odd_labels_are_refused(case, kind, source, tmp_path):
         imagenet64(given, tmp_path / "out")
 
 
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_a_name_that_no_file_has_is_refused(kind, source, tmp_path):
+    (source / "dataset.json").write_text(json.dumps({"labels": [["a\0.png", 1]]}))
+    with pytest.raises(UserError, match=r"a\0\.png: in dataset\.json, but not there"):
+        imagenet64(source if kind == "folder" else zipped(source), tmp_path / "out")
+
+
 def test_a_name_outside_the_folder_is_refused(source, tmp_path):
     (tmp_path / "secret.png").write_bytes(b"x")
     (source / "dataset.json").write_text(json.dumps({"labels": [["../secret.png", 1]]}))

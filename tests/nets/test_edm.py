@@ -176,7 +176,7 @@ def test_gradient_reaches_every_weight(name: str) -> None:
     assert not [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
 
 
-@pytest.mark.parametrize("channels", [4, 12, 20, 60])
+@pytest.mark.parametrize("channels", [4, 12, 20, 60, 100])
 def test_any_width_that_four_divides(channels: int) -> None:
     for name in ("ddpm++", "adm"):
         config = CONFIGS[name].model_copy(update={"model_channels": channels})

@@ -112,6 +112,17 @@ def test_no_code_of_a_pickle_runs(teacher: Path, tmp_path: Path, damage: str) ->
     assert tree(folder) == before
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_no_cut_of_a_pickle_ends_in_a_traceback(tmp_path: Path, zipped: bool) -> None:
+    file = tmp_path / "vae/diffusion_pytorch_model.bin"
+    file.parent.mkdir()
+    torch.save({"w": torch.ones(2)}, file, _use_new_zipfile_serialization=zipped)
+    whole = file.read_bytes()
+    for length in range(0, len(whole), 1 if len(whole) < 500 else 7):
+        file.write_bytes(whole[:length])
+        assert refusal(convert, tmp_path).startswith(f"{file}: not weights alone")
+
+
 def test_a_repository_of_pickles(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import exp, isnan
+from math import exp, isnan, log
 
 import numpy as np
 import pytest
@@ -152,6 +152,40 @@ def test_several_baselines_are_compared_with_one_by_one() -> None:
     assert "<br>×0.500 [0.500, 0.500] of rkl<br>×0.333 of without |" in row
     assert row.endswith("| 3<br>baseline<br>×0.750 of rkl |")
     assert "* without: js < rkl, by mean" in lines
+
+
+def test_pairs_of_several_cells_are_pooled_by_what_differs() -> None:
+    scores = SCORES | {("rkl", "without"): {0: {"distance": 4.0}, 1: {"distance": 16.0}}}
+    pooled = [line for line in markdown("plan", BOTH, scores).splitlines() if " cells" in line]
+    # with / without: 2/4, 4/16 of rkl and 1/3 of js; js / rkl: 1/2, 2/4 with and 3/4 without.
+    logs = {"with": [log(1 / 2), log(1 / 4), log(1 / 3)], "js": [log(1 / 2)] * 2 + [log(3 / 4)]}
+    for (ours, values), line in zip(logs.items(), pooled, strict=True):
+        mean, half = np.mean(values), stats.t.ppf(0.975, 2) * stats.sem(values)
+        told = f"×{exp(mean):.3f} [{exp(mean - half):.3f}, {exp(mean + half):.3f}]"
+        assert line.endswith(f": {told}, 3 pairs in 2 cells, counted as independent")
+        assert line.startswith(f"* {ours} against ")
+
+
+def test_a_comparison_of_one_cell_is_not_pooled() -> None:
+    assert " cells" not in markdown("plan", LAYOUT, SCORES)
+
+
+def test_values_of_one_name_are_not_pooled_across_axes() -> None:
+    cells = [(r, h) for r in ("on", "off") for h in ("on", "off")]
+    layout = Layout(
+        {"r": ["on", "off"], "h": ["on", "off"]},
+        {(r, h): [("on", h), (r, "on")] for r, h in cells},
+        {"distance": "ratio"},
+    )
+    values = dict(zip(cells, (1.0, 3.0, 2.0, 6.0), strict=True))  # Off is 2 times in r, 3 in h.
+    scores = {cell: {seed: {"distance": v} for seed in (0, 1)} for cell, v in values.items()}
+    lines = markdown("plan", layout, scores).splitlines()
+    end = "4 pairs in 2 cells, counted as independent"
+    assert f"* r off against on: ×2.000 [2.000, 2.000], {end}" in lines
+    assert f"* h off against on: ×3.000 [3.000, 3.000], {end}" in lines
+    scores["on", "on"] = {0: {"distance": 0.0}}
+    lines = markdown("plan", layout, scores).splitlines()
+    assert "* h off against on: no ratio: a seed at 0" in lines
 
 
 def test_without_a_baseline_there_is_no_comparison() -> None:
