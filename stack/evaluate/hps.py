@@ -8,6 +8,7 @@ which needs neither open_clip nor torchvision. Its authors pad pictures that are
 from __future__ import annotations
 
 import math
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from stack.evaluate.clip import Clip, load_clip_tokenizer
 from stack.evaluate.extractors import need
+from stack.nets.pickles import load_tensors
 from stack.util.errors import UserError
 from stack.util.files import sha256_file
 from stack.util.retry import reason
@@ -82,12 +84,9 @@ def load_hps(
     if version is None:
         raise UserError(f"{path}: which version? Keep the name that it has at {SOURCE}")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        found = load_tensors(path, mmap=True)
         model = clip_of_open_clip(found.get("state_dict", found), heads=(HEADS, HEADS))
-    except OSError:
-        raise
-    # torch's reader meets bytes of anyone's, and its errors are of any kind.
-    except Exception as error:
+    except (pickle.UnpicklingError, RuntimeError, KeyError, AttributeError) as error:
         raise UserError(
             f"{path}: not open_clip's weights ({reason(error)}); get {SOURCE}"
         ) from None

@@ -1,4 +1,4 @@
-"""Weights that a pipeline has as pickles only, made to safetensors; nothing else reads pickles.
+"""Weights that a pipeline has as pickles only, made to safetensors, which networks are read from.
 
 torch's reader takes tensors alone out of a pickle and runs none of its code.
 """
@@ -6,7 +6,9 @@ torch's reader takes tensors alone out of a pickle and runs none of its code.
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -53,14 +55,30 @@ def convert(folder: Path) -> list[Path]:
     return made
 
 
+def load_tensors(file: Path, *, mmap: bool = False) -> Any:
+    """What torch finds in a file of tensors, on the CPU; none of the file's code is run.
+
+    Args:
+        mmap: read what is used alone, when it is.
+
+    Raises:
+        OSError: the disk's.
+        pickle.UnpicklingError: other things than tensors, or damage of whatever kind.
+    """
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+    except OSError:
+        raise
+    # The reader meets bytes of anyone's, and its errors are of any kind.
+    except Exception as error:
+        raise pickle.UnpicklingError(reason(error)) from None
+
+
 def _tensors(file: Path) -> dict[str, Tensor]:
     """Each on memory of its own, as safetensors wants them."""
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    # torch's reader meets bytes of anyone's, and its errors are of any kind.
-    except Exception as error:
+        found = load_tensors(file)
+    except pickle.UnpicklingError as error:
         raise UserError(f"{file}: not weights alone, or damaged ({reason(error)})") from None
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise UserError(f"{file}: not weights alone")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import exp, isfinite, log, nan, pi, sqrt
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -238,12 +238,12 @@ def _rankings(
 def _pooled(layout: Layout, scores: Scores, metric: str) -> Iterator[str]:
     """Each value against its baseline over all cells that differ from their baselines in that value
     alone; their pairs of runs are counted as independent."""
-    groups: dict[tuple[Apart, ...], list[tuple[Cell, Cell]]] = {}
+    groups: dict[tuple[str, str], list[tuple[Cell, Cell]]] = {}
     for cell in layout.cells:
         for base in _others(layout, cell):
-            groups.setdefault(tuple(_apart(layout, cell, base)), []).append((cell, base))
+            groups.setdefault(_apart(layout, cell, base), []).append((cell, base))
     kind = layout.metrics[metric]
-    for parts, members in groups.items():
+    for (ours, theirs), members in groups.items():
         new, old = (
             {
                 (number, seed): value
@@ -252,38 +252,30 @@ def _pooled(layout: Layout, scores: Scores, metric: str) -> Iterator[str]:
             }
             for side in (0, 1)
         )
-        common = new.keys() & old.keys()
-        cells = len({number for number, _ in common})
+        cells = len({number for number, _ in new.keys() & old.keys()})
         if cells < 2:
             continue  # Its own comparison stands in the table.
         against = _compare(layout, metric, new, old)
-        ours = " / ".join(_named(layout, part) for part in parts)
-        theirs = " / ".join(part.theirs for part in parts)
-        whose = f", {len(common)} pairs in {cells} cells, counted as independent"
-        yield (
-            f"* {ours} against {theirs}: {_compared(against, kind)}"
-            f"{whose if isinstance(against, Paired) else ''}"
-        )
+        told = f"* {ours} against {theirs}: {_compared(against, kind)}"
+        if isinstance(against, Paired):
+            told += f", {against.count} pairs in {cells} cells, counted as independent"
+        yield told
 
 
-class Apart(NamedTuple):
-    """A value in which a cell differs from its baseline, and the baseline's."""
-
-    axis: str
-    ours: str
-    theirs: str
-
-
-def _named(layout: Layout, part: Apart) -> str:
-    """Its value, with its axis where another one has a value of that name too."""
-    alone = sum(part.ours in values for values in layout.axes.values()) == 1
-    return part.ours if alone else f"{part.axis} {part.ours}"
+def _apart(layout: Layout, cell: Cell, base: Cell) -> tuple[str, str]:
+    """The values in which a cell differs from its baseline, and the baseline's."""
+    parts = [
+        (_named(layout, axis, ours), _named(layout, axis, theirs))
+        for axis, ours, theirs in zip(layout.axes, cell, base, strict=True)
+        if ours != theirs
+    ]
+    return " / ".join(ours for ours, _ in parts), " / ".join(theirs for _, theirs in parts)
 
 
-def _apart(layout: Layout, cell: Cell, base: Cell) -> Iterator[Apart]:
-    for part in map(Apart, layout.axes, cell, base):
-        if part.ours != part.theirs:
-            yield part
+def _named(layout: Layout, axis: str, value: str) -> str:
+    """A value, with its axis where another one has a value of that name too."""
+    alone = sum(value in values for values in layout.axes.values()) == 1
+    return value if alone else f"{axis} {value}"
 
 
 def _told(layout: Layout, scores: Scores, cell: Cell, metric: str) -> str:
@@ -297,8 +289,8 @@ def _told(layout: Layout, scores: Scores, cell: Cell, metric: str) -> str:
         parts.append("baseline")
     for base in _others(layout, cell):
         if against := _against(layout, scores, cell, base, metric):
-            apart = [part.theirs for part in _apart(layout, cell, base)]
-            whose = f" of {' / '.join(apart)}" if len(layout.bases[cell]) > 1 else ""
+            _, theirs = _apart(layout, cell, base)
+            whose = f" of {theirs}" if len(layout.bases[cell]) > 1 else ""
             parts.append(_compared(against, layout.metrics[metric]) + whose)
     return "<br>".join(parts)
 

@@ -155,6 +155,16 @@ def test_what_is_not_there_or_not_open_clips_is_told(files) -> None:
         assert re.fullmatch(r"[^\n]+", str(error.value))
 
 
+@pytest.mark.parametrize("length", [0, 1, 10, 100, 1000])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_cut_file_is_told(files, zipped: bool, length: int) -> None:
+    path, words, weights = files
+    torch.save({"state_dict": weights}, path, _use_new_zipfile_serialization=zipped)
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(UserError, match="not open_clip's weights"):
+        load_hps(path, words)
+
+
 def test_a_pickle_that_runs_code_is_not_run(files, tmp_path: Path) -> None:
     path, words, _ = files
 

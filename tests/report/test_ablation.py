@@ -181,11 +181,13 @@ def test_values_of_one_name_are_not_pooled_across_axes() -> None:
     scores = {cell: {seed: {"distance": v} for seed in (0, 1)} for cell, v in values.items()}
     lines = markdown("plan", layout, scores).splitlines()
     end = "4 pairs in 2 cells, counted as independent"
-    assert f"* r off against on: ×2.000 [2.000, 2.000], {end}" in lines
-    assert f"* h off against on: ×3.000 [3.000, 3.000], {end}" in lines
+    assert f"* r off against r on: ×2.000 [2.000, 2.000], {end}" in lines
+    assert f"* h off against h on: ×3.000 [3.000, 3.000], {end}" in lines
+    ends = "×2.000 [2.000, 2.000] of r on<br>×3.000 [3.000, 3.000] of h on |"
+    assert [line for line in lines if line.startswith("| off ") and line.endswith(ends)]
     scores["on", "on"] = {0: {"distance": 0.0}}
     lines = markdown("plan", layout, scores).splitlines()
-    assert "* h off against on: no ratio: a seed at 0" in lines
+    assert "* h off against h on: no ratio: a seed at 0" in lines
 
 
 def test_without_a_baseline_there_is_no_comparison() -> None:
