@@ -7,14 +7,15 @@ VENV ?= $(ROOT)/.venv
 # Bytecode is written at first import: sooner than compiling every file while installing.
 unexport PYTHONDONTWRITEBYTECODE
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
+# Twice quiet: errors, and no warnings.
+PIP := $(BIN)/pip install --quiet --quiet --disable-pip-version-check --no-compile
 STACK := $(BIN)/python -m stack
 DATA_PREP := $(BIN)/python -m data_prep
 
 TEACHER := runs/digits_teacher/teacher
 STUDENT := runs/digits_js
 
-.PHONY: demo drill ablations test test-slow check lint types clean
+.PHONY: demo drill ablations test test-slow test-slurm test-ranks test-anywhere check lint types clean
 
 demo: $(VENV)/core  ## install, prepare data, teacher, distil, evaluate, report
 	$(DATA_PREP) digits data/digits
@@ -30,7 +31,7 @@ demo: $(VENV)/core  ## install, prepare data, teacher, distil, evaluate, report
 	@echo "pipeline  $(STUDENT)/student"
 	@echo "report    $(STUDENT)/report.html"
 
-drill: $(VENV)/all  ## three seeds of the demo, curves, kills by the dozen; an hour; by hand
+drill: $(VENV)/all  ## three seeds of the demo, curves, the rarer tests, kills by the dozen; an hour; by hand
 	set -e; for seed in 0 1 2; do \
 		mkdir -p drill/seed-$$seed; \
 		$(MAKE) -C drill/seed-$$seed -f $(abspath $(ROOT))/Makefile demo SEED=$$seed; \
@@ -38,6 +39,7 @@ drill: $(VENV)/all  ## three seeds of the demo, curves, kills by the dozen; an h
 	$(BIN)/python $(ROOT)/tests/drill.py drill/seed-*
 	cd drill/seed-0 && PYTHONPATH=$(abspath $(ROOT)) $(abspath $(BIN))/python \
 		$(abspath $(ROOT))/tests/parallel/curves.py $(abspath $(ROOT))/recipes/digits_js.yaml
+	cd $(ROOT) && $(BIN)/pytest -m drill
 	cd $(ROOT) && KILLS=100 $(BIN)/pytest -m slow tests/parallel/test_failures.py -k any_moment
 	cd $(ROOT) && KILLS=20 $(BIN)/pytest -m slow tests/data_prep/test_coyo_pipeline.py
 
@@ -49,8 +51,17 @@ ablations: $(VENV)/core  ## tables on digits, after make demo: divergences, norm
 test: $(VENV)/all  ## the quick suite
 	$(BIN)/pytest -n auto --dist loadfile
 
-test-slow: $(VENV)/all  ## kills, several processes, the long ones
-	$(BIN)/pytest -m slow
+test-slow: $(VENV)/all  ## kills, several processes, the long ones; Slurm's mostly wait, so beside the rest
+	$(MAKE) --file=$(abspath $(ROOT))/Makefile --jobs=2 --output-sync=target test-slurm test-ranks
+
+test-slurm: $(VENV)/all
+	$(BIN)/pytest -m 'slow and not drill' -n 4 --dist loadfile tests/slurm
+
+test-ranks: $(VENV)/all
+	$(BIN)/pytest -m 'slow and not drill' -n auto --dist loadfile --ignore=tests/slurm
+
+test-anywhere: $(VENV)/all  ## both suites with other instructions, threads, orders and loads; hours
+	$(BIN)/python -m tests.anywhere
 
 check: lint types test  ## lint, types, tests
 
@@ -71,4 +82,4 @@ $(VENV)/all: $(VENV)/core
 	@touch $@
 
 clean:  ## what make demo and make drill made
-	rm -rf $(VENV) data runs drill
+	rm -rf $(VENV) data runs drill anywhere

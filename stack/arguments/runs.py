@@ -57,7 +57,7 @@ def add_report(verb: argparse.ArgumentParser) -> Callable[[argparse.Namespace], 
     def run(args: argparse.Namespace) -> int:
         from stack.verbs.report import report
 
-        print(report(args.runs, args.out))
+        report(args.runs, args.out)
         return 0
 
     return run

@@ -44,12 +44,12 @@ def launch(processes: int, command: Sequence[str]) -> int:
 def _start(
     processes: int, command: Sequence[str], outputs: Sequence[IO[str] | None]
 ) -> list[subprocess.Popen[bytes]]:
-    """The ranks, each with a share of the cores."""
+    """The ranks, each with a share of the cores, unless the environment says how many threads."""
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
     return [
         subprocess.Popen(
             command,
-            env=os.environ | threads | place,
+            env=threads | os.environ | place,
             stdout=output,
             stderr=output,
             preexec_fn=die_with_parent,

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from stack.evaluate.intervals import FEW
+from stack.report.metrics_table import models_of
 from stack.report.published import rows as published_rows
+from stack.report.terminal import figures_table
 from stack.train.build_suite import Opened
 
 log = logging.getLogger(__name__)
@@ -18,20 +19,11 @@ log = logging.getLogger(__name__)
 
 def print_table(target: str, opened: Opened, result: Mapping[str, Any]) -> None:
     """Models side by side, with intervals; published figures; a warning where samples are few."""
-    names = [name for name, row in result.items() if isinstance(row, dict) and "intervals" in row]
-    table = Table()
-    table.add_column("")
-    for name in names:
-        table.add_column(name, justify="right")
-    keys = dict.fromkeys(key for name in names for key in result[name]["intervals"])
-    for key in ("nfe", "latency_seconds", "images_per_second"):
-        table.add_row(key, *(f"{result[name][key]:.3g}" for name in names))
-    for key in keys:
-        table.add_row(key, *(_cell(result[name]["intervals"].get(key)) for name in names))
+    intervals = [row["intervals"] for row in models_of(result).values()]
     console = Console(highlight=False)
     told = f"{opened.name}, {result['samples']} samples, seed {result['seed']}"
     console.print(f"{target}: {told}", soft_wrap=True)
-    console.print(table)
+    console.print(figures_table(result))
     console.print("brackets: 95% intervals, and of how many samples or prompts")
     if judge := result.get("judge"):
         shares = ", ".join(f"{name} {share:.4f}" for name, share in judge["accuracy"].items())
@@ -46,7 +38,7 @@ def print_table(target: str, opened: Opened, result: Mapping[str, Any]) -> None:
             if row.kind != "other":
                 told = ", ".join(f"{name} {value:g}" for name, value in row.metrics.items())
                 console.print(f"published, {row.method} ({row.hint}): {told}", soft_wrap=True)
-    few = [key for key in keys if any(result[n]["intervals"][key]["few_samples"] for n in names)]
+    few = dict.fromkeys(k for found in intervals for k, one in found.items() if one["few_samples"])
     if few:
         log.warning(
             "fewer than %d samples behind %s: for a quick look, not to be compared with published "
@@ -54,10 +46,3 @@ def print_table(target: str, opened: Opened, result: Mapping[str, Any]) -> None:
             FEW,
             ", ".join(few),
         )
-
-
-def _cell(interval: Mapping[str, Any] | None) -> str:
-    if interval is None:
-        return "-"
-    low, high, samples = interval["low"], interval["high"], interval["samples"]
-    return f"{interval['value']:.4g} [{low:.4g}, {high:.4g}; {samples}]"
