@@ -9,15 +9,16 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from stack.data.shard import SampleError
 from stack.util.retry import reason
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Bytes = bytes | memoryview
 
@@ -101,9 +102,28 @@ def decode_class(data: Bytes) -> int:
     return int(np.int64(int(bytes(data))))
 
 
+# torch is imported by what makes batches: writing shards needs none, and it is slow to import.
+
+
+def _arrays(values: Sequence[np.ndarray]) -> Tensor:
+    import torch
+
+    return torch.from_numpy(np.asarray(values))
+
+
 def _images(values: Sequence[np.ndarray]) -> Tensor:
     """Channels-last in memory, as decoded and as convolutions like it."""
-    return torch.from_numpy(np.asarray(values)).permute(0, 3, 1, 2)
+    return _arrays(values).permute(0, 3, 1, 2)
+
+
+def _tokens(values: Sequence[np.ndarray]) -> Tensor:
+    return _arrays(values).long()
+
+
+def _classes(values: Sequence[int]) -> Tensor:
+    import torch
+
+    return torch.tensor(values)
 
 
 FIELDS: dict[str, Field] = {
@@ -113,20 +133,20 @@ FIELDS: dict[str, Field] = {
     "latent": Field(
         ("latent.npy",),
         decode_npy,
-        lambda values: torch.from_numpy(np.asarray(values)),
+        _arrays,
         "run `python -m data_prep latents`",
         is_array=True,
     ),
     "tokens": Field(
         ("tokens.npy",),
         decode_npy,
-        lambda values: torch.from_numpy(np.asarray(values).astype(np.int64)),
+        _tokens,
         "run `python -m data_prep captions`",
         is_array=True,
     ),
     "text": Field(("txt",), decode_text, list, "these shards have no captions"),
     "json": Field(("json",), lambda data: json.loads(bytes(data)), list, "no metadata here"),
-    "cls": Field(("cls",), decode_class, torch.tensor, "no classes here"),
+    "cls": Field(("cls",), decode_class, _classes, "no classes here"),
 }
 """What a batch can hold. Shapes: image uint8 (B, 3, H, W); latent float16 (B, 4, H / 8, W / 8),
 unscaled; tokens int64 (B, 77); cls int64 (B,); text and json lists of B. Pixels and latents are

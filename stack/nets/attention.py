@@ -1,8 +1,10 @@
-"""Which operator computes a UNet's attention."""
+"""Which operator computes a UNet's attention, and how often it reads its text."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -47,6 +49,25 @@ def processor(name: str, sizes: list[int], device: torch.device, *, bf16: bool =
     if name == "xformers":
         _try_xformers(sizes, device, torch.bfloat16 if bf16 else torch.float32)
     return ATTENTION[name]()
+
+
+@contextmanager
+def text_read_once(unet: UNet2DConditionModel) -> Iterator[None]:
+    """Inside the context, keys and values of a text are computed at its first reading and kept: a
+    sampler gives the same tensor at every step. Without gradient."""
+    layers = [
+        layer
+        for part in unet.modules()
+        if isinstance(part, Attention) and part.is_cross_attention
+        for layer in (part.to_k, part.to_v)
+    ]
+    for layer in layers:
+        layer.forward = cache(layer.forward)  # It tells tensors apart by identity.
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
 
 
 def head_sizes(unet: UNet2DConditionModel) -> list[int]:

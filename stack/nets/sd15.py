@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from stack.diffusion.parameterization import PARAMETERIZATIONS, loss_weight, predict_x0
 from stack.diffusion.schedule import DiscreteSchedule, schedule_from_config
 from stack.nets.layout import channels_last
-from stack.nets.pickles import ASK
 from stack.nets.precision import autocast
-from stack.nets.weights import STEMS, index_name, variant_of, weights_name
+from stack.nets.weights import require_weights
 from stack.util.errors import UserError
 from stack.util.files import read_json
 
@@ -168,29 +167,3 @@ def load_unet(folder: str | Path) -> UNet2DConditionModel:
         use_safetensors=True,
         torch_dtype=torch.float32,
     )
-
-
-def require_weights(folder: str | Path, part: str) -> str | None:
-    """Raise a UserError unless the pipeline folder has a component's config and its weights as
-    safetensors; which variant of them diffusers is to read."""
-    require(folder, part, "config.json")
-    variant, stem = variant_of(Path(folder) / part), STEMS[part]
-    if not (Path(folder) / part / index_name(stem, variant)).is_file():
-        require(folder, part, weights_name(stem, variant))
-    return variant
-
-
-def require(folder: str | Path, part: str, *needed: str) -> None:
-    """Raise a UserError unless the pipeline folder has ``part`` with a file for each of the
-    patterns in ``needed``; ``|`` stands between alternatives."""
-    folder = Path(folder)
-    if not (folder / "model_index.json").is_file():
-        raise UserError(
-            f"{folder}: model_index.json: no such file; a teacher is a diffusers pipeline folder "
-            "(stack pretrain makes one)"
-        )
-    for patterns in needed:
-        if not any(any((folder / part).glob(pattern)) for pattern in patterns.split("|")):
-            pickled = patterns.endswith(".safetensors") and any((folder / part).glob("*.bin"))
-            lack = ASK if pickled else f"the teacher's folder lacks its {part}"
-            raise UserError(f"{folder}: {part}/{patterns}: missing; {lack}")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
-from stack.nets.sd15 import require, require_weights
 from stack.nets.vae import part_hash
+from stack.nets.weights import require, require_weights
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel
 
 
 class TextEncoder(nn.Module):
@@ -55,6 +59,9 @@ def load_text(folder: str | Path) -> TextEncoder:
     Raises:
         UserError: the folder lacks one of them.
     """
+    # Imported here: it takes several seconds, and ids need the tokenizer alone.
+    from transformers import CLIPTextModel
+
     model = CLIPTextModel.from_pretrained(
         folder,
         subfolder="text_encoder",

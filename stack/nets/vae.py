@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from stack.nets.sd15 import require, require_weights
-from stack.nets.weights import HALF, variant_of
+from stack.nets.weights import HALF, require, require_weights, variant_of
 from stack.util.files import sha256_file
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 _OTHER = re.compile(r"\.(bin|ckpt|h5|msgpack|onnx|pb)$|\.non_ema\.")
 _HALF = re.compile(rf"\.{HALF}[.-]")
@@ -62,6 +64,9 @@ def load_vae(folder: str | Path, *, bf16: bool = False) -> Autoencoder:
     Raises:
         UserError: the folder lacks it.
     """
+    # Imported here: it takes several seconds, and hashing a folder needs none of it.
+    from diffusers import AutoencoderKL
+
     vae = AutoencoderKL.from_pretrained(
         folder,
         subfolder="vae",

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
-from stack.nets.pickles import PICKLES
+from stack.nets.pickles import ASK, PICKLES
+from stack.util.errors import UserError
 
 STEMS = {
     "unet": "diffusion_pytorch_model",
@@ -74,6 +75,32 @@ def plain_names(folder: Path) -> None:
         if file.suffix == ".json":
             file.write_text(file.read_text().replace(f".{HALF}-", "-"))
         file.rename(folder / file.name.replace(f".{HALF}", "", 1))
+
+
+def require_weights(folder: str | Path, part: str) -> str | None:
+    """Raise a UserError unless the pipeline folder has a component's config and its weights as
+    safetensors; which variant of them diffusers is to read."""
+    require(folder, part, "config.json")
+    variant, stem = variant_of(Path(folder) / part), STEMS[part]
+    if not (Path(folder) / part / index_name(stem, variant)).is_file():
+        require(folder, part, weights_name(stem, variant))
+    return variant
+
+
+def require(folder: str | Path, part: str, *needed: str) -> None:
+    """Raise a UserError unless the pipeline folder has ``part`` with a file for each of the
+    patterns in ``needed``; ``|`` stands between alternatives."""
+    folder = Path(folder)
+    if not (folder / "model_index.json").is_file():
+        raise UserError(
+            f"{folder}: model_index.json: no such file; a teacher is a diffusers pipeline folder "
+            "(stack pretrain makes one)"
+        )
+    for patterns in needed:
+        if not any(any((folder / part).glob(pattern)) for pattern in patterns.split("|")):
+            pickled = patterns.endswith(".safetensors") and any((folder / part).glob("*.bin"))
+            lack = ASK if pickled else f"the teacher's folder lacks its {part}"
+            raise UserError(f"{folder}: {part}/{patterns}: missing; {lack}")
 
 
 def _half_only(part: str, names: list[str]) -> bool:

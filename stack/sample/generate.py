@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal, Protocol, Self
@@ -17,6 +18,7 @@ from torch import Tensor
 from stack.diffusion.ancestral import ancestral
 from stack.diffusion.guidance import guide
 from stack.diffusion.solvers import ddim, trailing_times
+from stack.nets.attention import text_read_once
 from stack.nets.edm import EdmDenoiser
 from stack.nets.fingerprint import schedule_fingerprint, weights_fingerprint
 from stack.nets.sd15 import SDDenoiser
@@ -27,7 +29,7 @@ from stack.util import keyed
 log = logging.getLogger(__name__)
 
 DECODED = 1 << 14
-"""Sites of latents that go through the autoencoder at once, at most 32 pictures: 4 of 64x64."""
+"""Sites of latents that go through the autoencoder at once, at most 128 pictures: 4 of 64x64."""
 
 
 Kind = Literal["ode", "sde"]
@@ -167,10 +169,12 @@ class TextToImage:
 
         schedule = self.denoiser.schedule
         times = trailing_times(self.steps, schedule.steps)
-        if self.sampler == "ddim":
-            return ddim(x0_of, noise, schedule, times)
-        assert fresh
-        return ancestral(x0_of, noise, schedule, times, fresh)
+        # A student reads its text once anyhow, and may be compiled.
+        with text_read_once(self.denoiser.unet) if self.steps > 1 else nullcontext():
+            if self.sampler == "ddim":
+                return ddim(x0_of, noise, schedule, times)
+            assert fresh
+            return ancestral(x0_of, noise, schedule, times, fresh)
 
     @torch.no_grad()
     def images(
@@ -179,7 +183,7 @@ class TextToImage:
         """uint8 pictures (B, 3, H, W); arguments as of :meth:`latents`."""
         latents = self.latents(ids, noise, fresh) / self.vae.scale
         # Full-size feature maps are the largest tensors there are: a few at a time.
-        few = max(1, min(32, DECODED // latents[0, 0].numel()))
+        few = max(1, min(128, DECODED // latents[0, 0].numel()))
         return torch.cat([to_uint8(self.vae.decode(part)) for part in latents.split(few)])
 
     def noise(self, seed: int, indices: Tensor, step: int = 0) -> Tensor:

@@ -16,13 +16,14 @@ from stack.config.schema import PretrainRecipe
 from stack.data.batch import BatchLoader
 from stack.data.stream import ShardStream
 from stack.diffusion.schedule import SD_BETAS
+from stack.evaluate.shards import read_each
 from stack.nets.ema import EMA
 from stack.nets.sd15 import SDDenoiser
 from stack.nets.text import TextEncoder
 from stack.nets.vae import Autoencoder, from_uint8
 from stack.parallel.collectives import ALONE, Ranks
 from stack.sample.export import name_text_keys
-from stack.train.build import Job, layout_of, stream_of
+from stack.train.build import Job, cache_of, layout_of, stream_of
 from stack.train.optim import adam_weights
 from stack.train.pretrain import (
     SD_SCHEDULE,
@@ -120,8 +121,11 @@ def build_unet(
     )
     parts = TeacherParts(denoiser, text, vae, EMA(dict(module.named_parameters()), config.ema))
     latents = LatentCache(vae)
-    if sum(manifest.samples for manifest in stream.manifests.values()) <= _CACHED_SAMPLES:
+    samples = sum(manifest.samples for manifest in stream.manifests.values())
+    if samples <= _CACHED_SAMPLES:
         latents.fill(_pictures(recipe, device))
+    # Pictures whose latents are all known are not decoded again.
+    pictures = () if len(latents.known) == samples else ("image",)
     task = UnetTask(
         denoiser,
         text,
@@ -134,7 +138,7 @@ def build_unet(
     )
     loader = BatchLoader(
         stream,
-        ("image", "tokens", "key"),
+        (*pictures, "tokens", "key"),
         workers=recipe.data.workers,
         prefetch=recipe.data.prefetch,
         pin_memory=device.type == "cuda",
@@ -185,12 +189,16 @@ def _resolution(stream: ShardStream) -> int:
 
 def _pictures(recipe: PretrainRecipe, device: torch.device) -> Iterator[tuple[list[str], Tensor]]:
     """Keys and pictures of every sample once, in an order that is always the same."""
-    data = recipe.data.model_copy(update={"weights": None, "lanes": 1, "window": 1})
-    stream = stream_of(data, seed=0, batch=1)
-    samples = islice(BatchLoader(stream, ("image", "key")), stream.steps_per_epoch)
+    data = recipe.data
+    batches = read_each(data.folders, ("image", "key"), cache=cache_of(data), retries=data.retries)
+    samples = (
+        sample
+        for batch in batches
+        for sample in zip(batch["key"], batch["image"].split(1), strict=True)
+    )
     while rows := list(islice(samples, _ENCODED)):
-        images = torch.cat([row["image"] for row in rows])
-        yield [key for row in rows for key in row["key"]], images.to(device)
+        images = torch.cat([image for _, image in rows])
+        yield [key for key, _ in rows], images.to(device)
 
 
 @torch.no_grad()

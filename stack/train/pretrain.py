@@ -198,10 +198,11 @@ class LatentCache:
         for key in repeated:
             del self.known[key]
 
-    def __call__(self, keys: list[str], images: Tensor) -> Tensor:
-        """(B, 4, h, w) latents of uint8 pictures (B, 3, H, W)."""
+    def __call__(self, keys: list[str], images: Tensor | None) -> Tensor:
+        """(B, 4, h, w) latents of uint8 pictures (B, 3, H, W), which known keys do not need."""
         if all(key in self.known for key in keys):
             return torch.stack([self.known[key] for key in keys])
+        assert images is not None
         return self._encode(images)
 
     @torch.no_grad()
@@ -240,7 +241,8 @@ class UnetTask(Task):
         device = next(self.denoiser.parameters()).device
         positions = raw["position"].to(device)
         noise = Noise(self.seed, iteration, positions)
-        x0 = self.latents(raw["key"], raw["image"].to(device, non_blocking=True))
+        images = raw["image"].to(device, non_blocking=True) if "image" in raw else None
+        x0 = self.latents(raw["key"], images)
         t = noise.times("t", self.times)
         x_t = add_noise(x0, noise.normal("eps", x0), t, self.denoiser.schedule)
         c = self.text(self._dropout(raw["tokens"].to(device), iteration, positions))

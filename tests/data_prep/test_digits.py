@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from collections import Counter
 from itertools import islice
 
@@ -125,3 +127,13 @@ def test_parquet_of_other_pictures_is_not_written_over(tmp_path, run):
     assert (tmp_path / "digits.parquet").read_bytes() == before
     assert run("digits", tmp_path, "--resolution", 8, "--overwrite")[0] == 0
     assert Manifest.read(tmp_path / "shards").resolution == 8
+
+
+@pytest.mark.parametrize(
+    ("verb", "absent"), [("digits", ("torch",)), ("captions", ("diffusers", "torch._dynamo"))]
+)
+def test_a_verb_loads_what_it_needs(verb: str, absent: tuple[str, ...]) -> None:
+    """These take seconds of every start."""
+    program = f"import sys, data_prep.{verb}; print(*{{*{absent!r}}} & sys.modules.keys())"
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (told.returncode, told.stdout, told.stderr) == (0, "\n", "")

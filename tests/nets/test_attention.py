@@ -6,11 +6,13 @@ import copy
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy
+from torch.utils.flop_counter import FlopCounterMode
 
 from stack.nets import attention
-from stack.nets.attention import ATTENTION, head_sizes, set_attention
+from stack.nets.attention import ATTENTION, head_sizes, set_attention, text_read_once
 from stack.nets.published import new_unet, unet_config
 from stack.nets.recompute import _policy, recompute
 from stack.nets.sd15 import SDDenoiser
@@ -45,6 +47,36 @@ def test_plain_products_agree_with_the_operator() -> None:
     for one, two in zip(gradient(denoiser)[:2], gradient(other)[:2], strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
     assert set(ATTENTION) == {"sdpa", "xformers", "math"}
+
+
+@torch.no_grad()
+def test_a_text_is_read_once_and_the_pictures_are_the_same() -> None:
+    denoiser = tiny_denoiser()
+    x_t, t, c = inputs()
+    other = c.flip(0)
+
+    def told() -> tuple[list[Tensor], list[int]]:
+        """x0 of two steps on one text and one on another, and the FLOPs of each."""
+        x0, flops = [], []
+        for x, text in ((x_t, c), (x_t.flip(0), c), (x_t, other)):
+            with FlopCounterMode(display=False) as counter:
+                x0.append(denoiser(x, t, text))
+            flops.append(counter.get_total_flops())
+        return x0, flops
+
+    expected, usual = told()
+    with text_read_once(denoiser.unet):
+        found, flops = told()
+    assert all(map(torch.equal, found, expected))
+    reading = 2 * 2 * c.numel() * sum(width(denoiser))
+    assert flops == [usual[0], usual[1] - reading, usual[2]]
+    assert told()[1] == usual
+
+
+def width(denoiser: SDDenoiser) -> list[int]:
+    """Of the keys of each attention to the text."""
+    parts = (part for part in denoiser.unet.modules() if isinstance(part, Attention))
+    return [part.to_k.out_features for part in parts if part.is_cross_attention]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="xformers may run on a GPU")

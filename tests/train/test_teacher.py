@@ -106,6 +106,14 @@ def test_latents_are_the_pictures_wherever_they_come_from(wanted: str) -> None:
     assert found.is_contiguous(), "the UNet's rounding depends on the layout"
 
 
+def test_known_latents_need_no_pictures() -> None:
+    latents = cache()
+    latents.fill([pictures(*"abc")])
+    keys, images = pictures(*"ba")
+    assert torch.equal(latents(keys, None), latents(keys, images))
+    assert latents.vae.calls == 1
+
+
 def test_pictures_of_one_key_are_not_mistaken_for_each_other() -> None:
     """Two folders may name their samples alike."""
     latents = cache()
