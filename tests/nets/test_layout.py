@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import islice
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from tests import forked
 from tests.nets.convolutions import of_dense_outputs
 from tests.nets.test_feature_paths import needs_compiler
 from tests.nets.test_sd15 import SCHEDULE, inputs
+from tests.parallel.rows import rows
 from tests.tiny import tiny_unet
 
 
@@ -59,13 +61,14 @@ def test_nothing_changes_but_roundings(denoiser: SDDenoiser) -> None:
 
 @pytest.mark.slow
 @needs_compiler
-def test_compiled_blocks_keep_the_precision_of_autocast(denoiser: SDDenoiser) -> None:
+@pytest.mark.parametrize("blocks", rows((1, 99), [99]))
+def test_compiled_blocks_keep_the_precision_of_autocast(denoiser: SDDenoiser, blocks: int) -> None:
     compiled = copy.deepcopy(denoiser)
     results: list[Tensor] = []
     for network in (denoiser, compiled):
         network.bf16 = True
         if network is compiled:
-            compile_blocks(network.blocks())
+            compile_blocks(islice(network.blocks(), blocks))
         with torch.no_grad():
             results.append(network(*inputs(size=8)))
     torch.testing.assert_close(*results, rtol=0.05, atol=0.05)

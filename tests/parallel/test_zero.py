@@ -10,16 +10,19 @@ import torch
 from torch import Tensor
 
 from tests import forked
+from tests.parallel.rows import rows
 from tests.parallel.zero_ranks import CASES, STEPS, plain
 from tests.pipeline import World, recipe_fields, run_stack, write_recipe
 
 pytestmark = pytest.mark.slow
 
 STAGES = [1, 2, 3]
+"""Of which test_backends.py has all trained, saved and resumed."""
 
 
-_NEAR = 3e-5
-"""Relative; the order of sums is another on each kind of CPU (1.4e-5 on an AMD EPYC)."""
+_NEAR = 5e-4
+"""Relative to the largest value. The order of sums is another on each kind of CPU: 1.4e-5 on an AMD
+EPYC. One value that is rounded to bfloat16 would be off by up to 4e-3."""
 
 
 def run(processes: int, stage: int, folder: Path, *tasks: str) -> None:
@@ -29,15 +32,15 @@ def run(processes: int, stage: int, folder: Path, *tasks: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.fixture(scope="module", params=STAGES, ids="stage {}".format)
+@pytest.fixture(scope="module", params=rows(STAGES, [1]), ids="stage {}".format)
 def done(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[int, Path]:
     """The stage, and the folder in which two ranks have done everything."""
     stage, folder = request.param, tmp_path_factory.mktemp("zero")
-    run(2, stage, folder, "train", "discard", "refresh", "sharding", "save")
-    run(2, stage, folder, "train:bf16", "discard:bf16", "refresh:bf16", "save:bf16")
-    run(2, stage, folder, "train:offload", "discard:offload")
+    tasks = ["train", "discard", "refresh", "sharding", "save"]
+    tasks += ["train:bf16", "discard:bf16", "refresh:bf16", "save:bf16"]
+    run(2, stage, folder, *tasks, "train:offload", "discard:offload")
     return stage, folder
 
 
@@ -87,10 +90,10 @@ def test_offloaded_training_is_the_same(done: tuple[int, Path]) -> None:
     )
     for row, other in zip(rows, other_rows, strict=True):
         for key, value in row.items():
-            close(other[key], value, 1e-5)
+            close(other[key], value, _NEAR)
     for name, parameters in weights.items():
         for key, value in parameters.items():
-            close(other_weights[name][key], value, 1e-5)
+            close(other_weights[name][key], value, _NEAR)
 
 
 def test_bfloat16_keeps_float32_weights(done: tuple[int, Path]) -> None:
@@ -105,7 +108,7 @@ def test_bfloat16_keeps_float32_weights(done: tuple[int, Path]) -> None:
             assert (weights[name][key] - value).abs().max() < 3e-4, f"{name}.{key}"
 
 
-@pytest.mark.parametrize("processes", [1, 4])
+@pytest.mark.parametrize("processes", rows((1, 4), [1]))
 def test_another_number_of_ranks_loads_the_files(done: tuple[int, Path], processes: int) -> None:
     """Weights, moments and step counters bit for bit; the folder is as it was."""
     run(processes, done[0], done[1], *(("load", "load:bf16") if processes == 1 else ("load",)))

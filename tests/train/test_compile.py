@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from tests.pipeline import World, metrics_of, recipe_fields, start, write_recipe
+from tests import forked
+from tests.pipeline import World, metrics_of, recipe_fields, write_recipe
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.drill,  # A C++ compiler's minutes; tests/nets has blocks compiled at every push.
     pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs g++ on a CPU"),
 ]
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -27,14 +29,15 @@ def figures(world: World, folder: Path, parallel: dict[str, Any], compiled: bool
         iterations=1,
         student_every=1,
         checkpoint={"every": 1},
-        parallel=parallel,
+        parallel={"timeout": 3600, "watchdog": 0, **parallel},
         compute={"compile": compiled},
     )
-    process = start(["distill", write_recipe(folder, fields)])
-    _, told = process.communicate(timeout=1800)
-    assert process.returncode == 0, told
-    # torch goes on without compilation, and says so, where a function has too many variants.
-    assert "recompile_limit" not in told
+    command = ["stack", "distill", write_recipe(folder, fields)]
+    for rank in forked.start_ranks(*command, ranks=parallel.get("processes", 1)):
+        _, told = rank.communicate(timeout=3600)
+        assert rank.returncode == 0, told
+        # torch goes on without compilation, and says so, where a function has too many variants.
+        assert "recompile_limit" not in told
     return metrics_of(folder / "run")[1]
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import time
 from collections import Counter
 from itertools import chain, islice
@@ -20,13 +19,13 @@ from stack.cli import main
 from stack.config.load import load_recipe
 from stack.data.index import Manifest
 from stack.data.stream import ShardStream
-from stack.parallel.launch import places
 from stack.train.build import stream_of
 from stack.train.build_distill import build_distill
+from tests import forked
 from tests.data.damage import ruin
-from tests.pipeline import World, metrics_of, recipe_fields, start, write_recipe
+from tests.pipeline import World, metrics_of, recipe_fields, write_recipe
 
-_PATIENCE = 120.0
+_PATIENCE = 300.0
 TWO_RANKS = {"backend": "ddp", "processes": 2}
 EPOCH = 6
 """Steps of 8 samples in the 52 of the world."""
@@ -41,22 +40,12 @@ def recipe_of(
     return write_recipe(folder, fields)
 
 
-def start_ranks(monkeypatch: pytest.MonkeyPatch, recipe: Path) -> list[subprocess.Popen[str]]:
-    """Two ranks, each of whose exit status and last words can be seen."""
-    processes = []
-    for place in places(2):
-        for name, value in place.items():
-            monkeypatch.setenv(name, value)
-        processes.append(start(["distill", recipe]))
-    return processes
-
-
-def last_words(processes: list[subprocess.Popen[str]]) -> str:
+def last_words(ranks: list[forked.Fork]) -> str:
     """The one line with which all ranks stop, with status 2."""
     lines = []
-    for process in processes:
-        _, told = process.communicate(timeout=_PATIENCE)
-        assert process.returncode == 2, told
+    for rank in ranks:
+        _, told = rank.communicate(timeout=_PATIENCE)
+        assert rank.returncode == 2, told
         assert "Traceback" not in told
         lines.append([line for line in told.splitlines() if line.startswith("error:")])
     assert lines[0] == lines[1]
@@ -94,10 +83,10 @@ def test_two_ranks_train_on_within_a_budget_and_tell_what_both_replaced(world, t
     keys = ruined(recipe, world.data, EPOCH + 4)
     before = len(ruined(recipe, world.data, 4))
     for options, told_now in (["iterations=4"], keys[:before]), (["--resume"], keys[before:]):
-        process = start(["distill", recipe, *options])
-        _, told = process.communicate(timeout=_PATIENCE)
-        assert process.returncode == 0, told
-        assert named(told, damaged) == told_now
+        ranks = forked.start_ranks("stack", "distill", recipe, *options, ranks=2)
+        for rank in ranks:
+            assert rank.wait(_PATIENCE) == 0, rank.communicate()[1]
+        assert named(ranks[0].communicate()[1], damaged) == told_now
     rows = metrics_of(tmp_path / "run")
     assert max(rows) == EPOCH + 4
     for step in range(1, EPOCH + 5):
@@ -105,11 +94,9 @@ def test_two_ranks_train_on_within_a_budget_and_tell_what_both_replaced(world, t
 
 
 @pytest.mark.slow
-def test_two_ranks_stop_with_one_line_when_the_budget_is_spent(
-    world, tmp_path, damaged, monkeypatch
-):
+def test_two_ranks_stop_with_one_line_when_the_budget_is_spent(world, tmp_path, damaged):
     recipe = recipe_of(tmp_path, world, damaged)
-    line = last_words(start_ranks(monkeypatch, recipe))
+    line = last_words(forked.start_ranks("stack", "distill", recipe, ranks=2))
     first, *more = ruined(recipe, world.data, 1)
     assert re.fullmatch(
         rf"error: {recipe}: data.bad_samples: {1 + len(more)} damaged of the 48 samples of epoch "
@@ -165,21 +152,24 @@ def read_by_one_rank_at_a_time(recipe: Path, steps: int) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
-def test_both_ranks_stop_when_the_data_of_one_breaks(world, tmp_path, monkeypatch, workers):
+def test_both_ranks_stop_when_the_data_of_one_breaks(world, tmp_path, workers):
     data = in_small_shards(world, tmp_path / "small")
     recipe = recipe_of(tmp_path, world, data, iterations=10**5, workers=workers)
-    shard = read_by_one_rank_at_a_time(recipe, 20 * EPOCH)
-    processes = start_ranks(monkeypatch, recipe)
-    metrics, deadline = tmp_path / "run/metrics.jsonl", time.monotonic() + _PATIENCE
-    while not (metrics.exists() and metrics_of(tmp_path / "run")):
+    shard = read_by_one_rank_at_a_time(recipe, 3 * EPOCH)
+    gate = tmp_path / "gate"
+    ranks = forked.start_ranks("tests.train.gated", gate, "1", "distill", recipe, ranks=2)
+    deadline = time.monotonic() + _PATIENCE
+    while not gate.with_suffix(".reached").exists():
+        assert ranks[0].poll() is None, ranks[0].communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.01)
     tar = data / f"{shard:06d}.tar"
     size = tar.stat().st_size
     os.truncate(tar, 0)
-    line = last_words(processes)
+    gate.touch()
+    line = last_words(ranks)
     assert line == f"error: {tar}: bytes: 0 on disk, {size} in its manifest"
-    assert max(metrics_of(tmp_path / "run")) < 20 * EPOCH
+    assert max(metrics_of(tmp_path / "run")) < 3 * EPOCH
 
 
 def test_latents_and_ids_made_while_training_are_those_that_would_be_stored(

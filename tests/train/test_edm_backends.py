@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.edm_world import EdmWorld, distill_fields, make_edm_world, pretrain_edm_fields
+from tests.parallel.rows import rows
 from tests.pipeline import metrics_of, run_stack, write_recipe
 
 pytestmark = pytest.mark.slow
@@ -41,7 +42,7 @@ def alone(edm_world: EdmWorld, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return losses(tmp_path_factory.mktemp("alone"), "distill", distill_fields(edm_world))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", rows(BACKENDS, ["ddp", "zero2"]))
 def test_the_curve_is_that_of_one_process(
     tmp_path: Path, edm_world: EdmWorld, alone: dict[int, dict[str, float]], backend: str
 ) -> None:
@@ -51,6 +52,7 @@ def test_the_curve_is_that_of_one_process(
         assert found[step] == pytest.approx(row, rel=2e-3, abs=1e-6), step
 
 
+@pytest.mark.drill
 def test_compiled_and_recomputed_blocks_change_nothing(
     tmp_path: Path, edm_world: EdmWorld, alone: dict[int, dict[str, float]]
 ) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,21 +12,16 @@ import pytest
 
 from stack.checkpoint.folders import committed
 from stack.cli import main
-from tests.pipeline import (
-    World,
-    metrics_of,
-    recipe_fields,
-    same_tensors,
-    start,
-    state_of,
-    write_recipe,
-)
+from tests import forked
+from tests.pipeline import World, assert_same_state, metrics_of, recipe_fields, write_recipe
 
 pytestmark = pytest.mark.slow
-_PATIENCE = 120.0
+_PATIENCE = 300.0
+ENDLESS = "iterations=100000"
+"""Whatever the machine does meanwhile, an interrupted start is not at its end."""
 
 
-def wait_until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_until(true: Callable[[], bool], process: forked.Fork) -> None:
     deadline = time.monotonic() + _PATIENCE
     while not true():
         assert process.poll() is None, process.communicate()[1]
@@ -40,47 +33,55 @@ def steps_logged(run: Path) -> int:
     return max(metrics_of(run), default=0) if (run / "metrics.jsonl").exists() else 0
 
 
-def to_all(process: subprocess.Popen[str], number: signal.Signals) -> None:
-    """To the process and its loader's workers, as a terminal and a cluster's scheduler do."""
-    os.killpg(process.pid, number)
+def to_all(ranks: list[forked.Fork], number: signal.Signals) -> None:
+    """To the processes and their loaders' workers, as a terminal and a cluster's scheduler do."""
+    for rank in ranks:
+        os.killpg(rank.pid, number)
 
 
-@pytest.mark.parametrize(("workers", "processes"), [(0, 1), (2, 1), (0, 2)])
+@pytest.mark.parametrize(
+    ("workers", "processes"), [pytest.param(0, 1, marks=pytest.mark.drill), (2, 1), (0, 2)]
+)
 def test_killed_stopped_and_resumed(
     tmp_path: Path, world: World, workers: int, processes: int
 ) -> None:
-    fields = recipe_fields(world, iterations=40, checkpoint={"every": 5})
+    fields = recipe_fields(world, iterations=12, checkpoint={"every": 5})
     fields["data"]["workers"] = workers
-    fields["parallel"] = {"accumulation": 2}
-    if processes > 1:
-        fields["parallel"] |= {"backend": "ddp", "processes": processes}
-    whole, broken = (write_recipe(tmp_path / name, fields) for name in ("whole", "broken"))
-    assert main(["distill", str(whole)]) == 0
-    run = broken.parent / "run"
+    backend = "ddp" if processes > 1 else "none"
+    fields["parallel"] = {"backend": backend, "processes": processes, "accumulation": 2}
+    recipe, run = write_recipe(tmp_path / "broken", fields), tmp_path / "broken" / "run"
 
-    process = start(["distill", broken], start_new_session=True)
-    wait_until(lambda: bool(committed(run / "checkpoints")), process)
-    time.sleep(random.uniform(0, 2))
-    to_all(process, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    def begin(*arguments: str) -> list[forked.Fork]:
+        return forked.start_ranks("stack", "distill", recipe, *arguments, ranks=processes)
+
+    ranks = begin(ENDLESS)
+    wait_until(lambda: bool(committed(run / "checkpoints")), ranks[0])
+    before = steps_logged(run)
+    wait_until(lambda: steps_logged(run) >= before + 3, ranks[0])
+    to_all(ranks, signal.SIGKILL)
+    assert [rank.wait(_PATIENCE) for rank in ranks] == [-signal.SIGKILL] * processes
 
     for signals in ([signal.SIGTERM], [signal.SIGINT, signal.SIGINT, signal.SIGTERM]):
-        process = start(["distill", broken, "--resume"], start_new_session=True)
+        ranks = begin(ENDLESS, "--resume")
         before = steps_logged(run)
-        wait_until(lambda before=before: steps_logged(run) > before, process)
+        wait_until(lambda before=before: steps_logged(run) > before, ranks[0])
         for number in signals:
-            to_all(process, number)
+            to_all(ranks, number)
             time.sleep(0.02)
-        _, told = process.communicate(timeout=_PATIENCE)
-        assert process.returncode == 85, told
+        assert [rank.wait(_PATIENCE) for rank in ranks] == [85] * processes
+        told = ranks[0].communicate()[1]
         assert f"stopped by {signals[0].name} with the state saved" in told
-        assert "Traceback" not in told
+        assert not any("Traceback" in rank.communicate()[1] for rank in ranks)
         assert not list((run / "checkpoints").glob(".*"))
 
-    process = start(["distill", broken, "--resume"])
-    _, told = process.communicate(timeout=_PATIENCE)
-    assert process.returncode == 0, told
-    (tensors, state), (expected, expected_state) = state_of(run), state_of(whole.parent / "run")
-    assert same_tensors(tensors, expected) == []
-    assert state == expected_state
-    assert metrics_of(run) == metrics_of(whole.parent / "run")
+    total = f"iterations={steps_logged(run) + 2}"
+    ranks = begin(total, "--resume")
+    assert [rank.wait(_PATIENCE) for rank in ranks] == [0] * processes, ranks[0].communicate()[1]
+    whole = write_recipe(tmp_path / "whole", fields)
+    if processes == 1:
+        assert main(["distill", str(whole), total]) == 0
+    else:
+        done = forked.run("stack", "distill", whole, total, ranks=processes)
+        assert done.returncode == 0, done.stderr
+    assert_same_state(run, tmp_path / "whole" / "run")
+    assert metrics_of(run) == metrics_of(tmp_path / "whole" / "run")

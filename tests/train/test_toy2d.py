@@ -14,6 +14,7 @@ from stack.report.figures import covered_modes
 from stack.train.build_distill import build_distill
 from stack.train.distill import DistillTask
 from stack.util import keyed
+from tests.parallel.rows import rows
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 NAMES = ["toy2d_fkl", "toy2d_rkl"]
@@ -42,12 +43,13 @@ def modes_of(recipe: DistillRecipe, task: DistillTask) -> tuple[int, int]:
     with average.applied(), torch.no_grad():
         x = task.algorithm.student(z, positions, z[:, :0]).numpy()
     centres = ring(teacher.modes, teacher.radius)
-    real = (centres.repeat(800, 1) + teacher.std * torch.randn(4000, 2)).numpy()
+    noise = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0))
+    real = (centres.repeat(800, 1) + teacher.std * noise).numpy()
     return covered_modes(x, real, centres.numpy(), 3 * teacher.std), teacher.modes
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", rows((0, 1, 2), (1, 2)))
 def test_forward_kl_recovers_the_modes_that_reverse_kl_loses(seed: int) -> None:
     fkl, rkl = (recipe_of(name, f"seed={seed}") for name in NAMES)
     found, modes = modes_of(rkl, train(rkl))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections import namedtuple
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ import torch
 
 from stack.cli import main
 from stack.config.load import load_recipe
-from stack.parallel.launch import launch
 from stack.verbs import doctor_inputs, doctor_machine
 from stack.verbs.doctor import doctor
 from stack.verbs.doctor_findings import attempt
 from stack.verbs.doctor_networks import attention_shapes, checkpoint_bytes
+from tests import forked
 from tests.edm_world import EdmWorld, distill_fields, make_edm_world, pretrain_edm_fields
 from tests.pipeline import (
     World,
@@ -234,7 +234,7 @@ def test_packages_other_than_pinned_are_told(tmp_path: Path) -> None:
     pins = tmp_path / "requirements.txt"
     pins.write_text("torch==1.0.0\nnot-used-here==3\n")
     told = [one.text for one in doctor_machine.packages("none", pins) if one.level == "warn"]
-    assert told == [f"torch {torch.__version__}, but requirements.txt pins 1.0.0"]
+    assert told == [f"torch {version('torch')}, but requirements.txt pins 1.0.0"]
 
 
 def test_a_checkpoint_is_as_large_as_foretold(world: World, tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_attention_layers_come_from_the_configurations(world: World, tmp_path: P
 FAULTS = {
     "none": [],
     "slow_link": [("collectives", "node01", "rank 1 to rank 0: ")],
-    "other_torch": [("packages", "node01", f"torch 2.11.0, the others {torch.__version__}")],
+    "other_torch": [("packages", "node01", f"torch 2.11.0, the others {version('torch')}")],
     "own_disk": [("space", "node01", "does not show within 0 s what rank 0 wrote there")],
     "absent": [("collectives", "", "did not come within")],
     "dies": [("collectives", "node01", "silent at space after")],
@@ -293,8 +293,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_several_nodes(fault: str, world: World, tmp_path: Path) -> None:
     recipe, out = write_recipe(tmp_path, recipe_fields(world)), tmp_path / "doctor.json"
-    command = [sys.executable, "-m", "tests.verbs.doctor_ranks", fault, str(recipe), str(out)]
-    code = launch(2, command)
+    code = forked.run("tests.verbs.doctor_ranks", fault, recipe, out, ranks=2).returncode
     result = json.loads(out.read_text())
     found = [
         (name, one["host"], one["text"], one["ranks"])
