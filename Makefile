@@ -27,9 +27,7 @@ demo: $(VENV)/core  ## install, prepare data, teacher, distil, evaluate, report
 	$(STACK) export $(STUDENT)
 	$(STACK) evaluate $(STUDENT)
 	$(STACK) report $(STUDENT)
-	@echo "pictures  $(STUDENT)/samples/grid.png"
 	@echo "pipeline  $(STUDENT)/student"
-	@echo "report    $(STUDENT)/report.html"
 
 drill: $(VENV)/all  ## three seeds of the demo, curves, the rarer tests, kills by the dozen; an hour; by hand
 	set -e; for seed in 0 1 2; do \

@@ -30,8 +30,8 @@ def settle() -> None:
 
 def _keep_freed_memory() -> None:
     """glibc returns large blocks to the kernel, which fills each with zeros at the next step, page
-    by page: a fifth of the time of a training on a CPU (docs/benchmarks.md). Other C libraries do
-    as they like."""
+    by page: up to a fifth of a training's time on a CPU (docs/cifar10.md). Other C libraries do as
+    they like."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(_MMAP_MAX, 0)
