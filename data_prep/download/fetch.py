@@ -142,9 +142,10 @@ class Fetcher:
             with self._asked(place) as answer:
                 return self._answered(task, answer)
         except HTTPError as error:
-            if isinstance(error, TimeoutError):
-                raise failed("timeout") from None
-            return self._later(task, failed(reason_of(error)))
+            reason = reason_of(error)
+            if reason == "timeout":
+                raise failed(reason) from None
+            return self._later(task, failed(reason))
 
     @contextmanager
     def _asked(self, place: Url) -> Iterator[BaseHTTPResponse]:

@@ -260,7 +260,7 @@ def test_processes_that_share_a_folder_fetch_what_the_others_have_not(tmp_path, 
     for child in children:
         child.start()
     for child in children:
-        child.join(60)
+        child.join(600)
         assert child.exitcode == 0
     fetched = log.read_text().split()
     assert set(fetched) == {f"{number}.tar" for number in range(files)}
@@ -276,7 +276,7 @@ def fetch_at_leisure(cache: ShardCache, name: str, start: Barrier) -> None:
         time.sleep(0.2)
         fetch_of(name, 400)(part)
 
-    start.wait(60)
+    start.wait(600)
     with cache.open(f"s3://bucket/{name}", "1", 400, fetch) as file:
         assert file.read() == bytes_of(name, 400)
 
@@ -289,7 +289,7 @@ def test_a_crowded_cache_is_waited_for(cache, monkeypatch):
     for child in children:
         child.start()
     for child in children:
-        child.join(60)
+        child.join(600)
         assert child.exitcode == 0
     assert len(names(cache)) == 2
     assert not [name for name in names(cache) if name.endswith(".part")]

@@ -47,7 +47,7 @@ def numbers(lanes: CanonicalLanes, step: int, sizes: list[int]) -> list[int]:
     return (np.cumsum([0, *sizes])[shard] + row).tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(layouts(), st.integers(0, 40))
 def test_an_epoch_holds_every_sample_once_but_the_rotating_remainder(layout, epoch):
     sizes, world = layout["sizes"], layout.pop("world_size")
@@ -110,7 +110,7 @@ def test_the_order_is_fixed_for_good():
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.floats(0.1, 10), min_size=1, max_size=5), st.integers(120, 400))
 def test_a_mixture_shares_lanes_by_weight(weights, lanes):
     owner = share_lanes(lanes, weights, list(map(str, weights)))

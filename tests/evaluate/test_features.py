@@ -27,6 +27,7 @@ def trained(digits):
 
 
 def test_judge_knows_scans_it_has_not_seen(trained, digits) -> None:
+    """At 8 seeds .9963 to .9972 are right: the bar allows five times as many errors."""
     judge, accuracy = trained
     assert accuracy == judge.accuracy
     assert set(accuracy) == {"digit", "colour"}
@@ -39,6 +40,7 @@ def test_judge_knows_scans_it_has_not_seen(trained, digits) -> None:
 
 
 def test_features_tell_digits_apart_and_bear_faint_noise(trained, digits) -> None:
+    """At 8 seeds the noise's share is .0006 to .0010."""
     judge, _ = trained
     images = digits.images[:600]
     noisy = images + torch.randn(images.shape, generator=torch.Generator().manual_seed(0)) * 4

@@ -62,7 +62,7 @@ def test_equals_brute_force(name: str, block: int, k: int) -> None:
     assert precision_recall(real, fake, k, block)[:2] == brute_force(real, fake, k)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.integers(1, 4), st.integers(2, 5), st.sampled_from([0, 0.1, 1e3]))
 def test_equals_brute_force_where_every_distance_is_a_tie(
     seed: int, dim: int, side: int, offset: float

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stack.diffusion.heun import heun
 from stack.diffusion.karras import KarrasSchedule, edm_loss_weight, karras_sigmas, precondition
@@ -252,35 +254,67 @@ def test_runs_on_the_meta_device(name: str) -> None:
         assert all(f.is_meta for f in found)
 
 
-def test_learns_two_points_and_samples_them() -> None:
-    """EDM's loss on one picture a class: Heun's sampler then returns the class's picture."""
-    config = EdmConfig(
-        architecture="ddpm++",
-        img_resolution=4,
-        label_dim=2,
-        model_channels=16,
-        channel_mult=(1, 1),
-        num_blocks=1,
-        attn_resolutions=(),
-    )
-    torch.manual_seed(0)
-    network = EdmDenoiser(edm_network(config), SCHEDULE)
-    points = torch.tensor([-0.5, 0.5]).view(2, 1, 1, 1).expand(2, 3, 4, 4)
-    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
-    for _ in range(150):
-        c = torch.eye(2).repeat(16, 1)
-        x0 = points.repeat(16, 1, 1, 1)
-        sigma = (1.2 * torch.randn(32) - 1.2).exp()
-        x = x0 + per_sample(sigma, x0) * torch.randn_like(x0)
+POINTS = torch.tensor([-0.5, 0.5]).view(2, 1, 1, 1).expand(2, 3, 16, 16)
+"""A picture for each of two classes."""
+
+
+class Perfect(nn.Module):
+    """F such that D is the only picture of the class, whatever x and sigma are."""
+
+    config = CIFAR10.model_copy(update=SMALL)
+
+    def embed(self, noise: Tensor, c: Tensor, augment: Tensor | None) -> Tensor:
+        return torch.cat((noise[:, None], c), 1)
+
+    def hidden(self, x: Tensor, emb: Tensor) -> Iterator[Tensor]:
+        yield x
+
+    def decode(self, hidden: list[Tensor], emb: Tensor) -> Tensor:
+        (x,), noise, c = hidden, emb[:, 0], emb[:, 1:]
+        scales = precondition(per_sample((4 * noise).exp(), x))
+        x0 = torch.einsum("bk,kchw->bchw", c, POINTS)
+        return (x0 - scales.skip * x / scales.into) / scales.out
+
+
+def test_a_perfect_network_has_no_loss_and_heun_returns_the_pictures() -> None:
+    """Through the preconditioning there and back, so to rounding."""
+    network, c = EdmDenoiser(Perfect(), SCHEDULE), torch.eye(2)  # type: ignore[arg-type]
+    for sigma in (0.002, 0.3, 80.0):
+        x = POINTS + sigma * torch.randn(POINTS.shape)
+        x0 = network.denoise(x, torch.full((2,), sigma), c)
+        torch.testing.assert_close(x0, POINTS, rtol=0, atol=1e-4)
+    made = heun(lambda x, s: network.denoise(x, s, c), torch.randn(2, 3, 16, 16), karras_sigmas(18))
+    torch.testing.assert_close(made.float(), POINTS, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ddpm++", "adm"])
+def test_a_step_down_the_loss_gains_what_its_gradient_says(name: str) -> None:
+    """Of a last layer EDM's loss is a quadratic function: along its gradient g a parabola, which
+    falls from L by |g|^4 / 4a to its lowest point, and is at L again twice as far."""
+    network, c = denoiser(CONFIGS[name]), torch.eye(4)[[0, 1]].repeat(4, 1)
+    sigma = torch.logspace(-2, 1, 8)
+    x0 = POINTS.repeat(4, 1, 1, 1)
+    x = x0 + per_sample(sigma, x0) * torch.randn(x0.shape)
+
+    def loss() -> Tensor:
         error = (network.denoise(x, sigma, c) - x0).square().flatten(1).mean(1)
-        loss = (edm_loss_weight(sigma) * error).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss < 0.1
-    c = torch.eye(2)
-    with torch.no_grad():
-        made = heun(
-            lambda x, s: network.denoise(x, s, c), torch.randn(2, 3, 4, 4), karras_sigmas(18)
-        )
-    assert (made.float() - points).abs().mean() < 0.1
+        return (edm_loss_weight(sigma) * error).mean()
+
+    last = network.model.dec["16x16_aux_conv"] if name == "ddpm++" else network.model.out_conv
+    weights = list(last.parameters())
+    start, begun = loss(), [weight.detach().clone() for weight in weights]
+    gradient = torch.autograd.grad(start, weights)
+    slope = sum(part.square().sum() for part in gradient)
+
+    @torch.no_grad()
+    def at(distance: Tensor | float) -> Tensor:
+        for weight, first, part in zip(weights, begun, gradient, strict=True):
+            weight.copy_(first - distance * part)
+        return loss()
+
+    curvature = at(1.0) - start.detach() + slope
+    lowest = slope / (2 * curvature)
+    fall = slope**2 / (4 * curvature)
+    torch.testing.assert_close(at(lowest), start - fall, rtol=1e-3, atol=0)
+    torch.testing.assert_close(at(2 * lowest), start, rtol=1e-3, atol=0)
+    assert fall > 0.1 * start

@@ -145,10 +145,11 @@ def test_settings_that_are_not_given_stay(kind: str) -> None:
 
 @every_kind
 def test_the_sde_draws_other_pictures_of_the_same_keys(kind: str) -> None:
-    """Each a function of its index and the seed alone."""
+    """Each a function of its index and the seed alone, to the rounding of other batches."""
     sde = MADE[kind]().with_settings(steps=8, kind="sde")
     pictures = generate(sde, CONDITIONS, seed=0, batch=3)
-    assert torch.equal(pictures, generate(sde, CONDITIONS, seed=0, batch=1))
+    alone = generate(sde, CONDITIONS, seed=0, batch=1)
+    assert (pictures.int() - alone.int()).abs().max() <= 1
     assert not torch.equal(pictures, generate(sde, CONDITIONS, seed=1, batch=3))
     ode = generate(sde.with_settings(kind="ode"), CONDITIONS, seed=0, batch=3)
     assert not torch.equal(pictures, ode)

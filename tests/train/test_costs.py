@@ -34,6 +34,12 @@ from tests.train.small import config_of
 SD15, SMALL = (sd_subject(unet_config(name)) for name in ("sd15", "small"))
 
 
+@pytest.fixture(autouse=True)
+def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is counted is counted here."""
+    monkeypatch.setattr(build_cost, "_KNOWN", {})
+
+
 def recipe(*overrides: str, name: str = "coyo_js") -> DistillRecipe:
     found = load_recipe(ROOT / f"recipes/{name}.yaml", overrides)
     assert isinstance(found, DistillRecipe)
@@ -129,9 +135,8 @@ def test_captions_cost_what_a_counter_sees() -> None:
     assert text_flops(SD15_TEXT) == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
-def test_what_is_counted_once_is_not_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_counted_once_is_not_counted_again() -> None:
     """In one process; what decides the cost is counted anew."""
-    monkeypatch.setattr(build_cost, "_KNOWN", {})
     told: list[str] = []
     subjects = [sd_subject(config_of(16)) for _ in range(2)]
     head = "gan.resolutions=[2]"

@@ -21,6 +21,7 @@ logging.getLogger("torchao").error("of an optimizer")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("torchao"), reason="torchao is not installed")
 def test_what_torchao_lacks_on_this_machine_is_not_told() -> None:
     done = subprocess.run(

@@ -130,6 +130,7 @@ except UserError as error:
 """
 
 
+@pytest.mark.slow
 def test_login_node_and_jobs(server: HubServer, tmp_path: Path) -> None:
     """By the environment alone, as on a cluster: a job, the fetch, the job again."""
     recipe = write(tmp_path / "recipe.yaml", DISTILL | {"teacher": PINNED})

@@ -72,33 +72,66 @@ def test_a_job_has_a_run_until_its_end(job: Job, monkeypatch: pytest.MonkeyPatch
     assert job.begin() == 0
 
 
+BEGIN = """
+import sys, time
+from stack.cli import main
+from stack.verbs import job
+idle = job.idle
+job.idle = lambda *past: (time.sleep(1), idle(*past))[1]
+print("ready", flush=True)
+sys.stdin.readline()
+sys.exit(main(["job", "begin", sys.argv[1]]))
+"""
+
+
 def test_of_jobs_that_begin_at_once_one_has_the_run(job: Job) -> None:
     """Slurm was asked by all before any of them had noted its begin, which takes time."""
-    script = "import sys, time; from stack.cli import main; from stack.verbs import job; "
-    script += "idle = job.idle; job.idle = lambda *past: (time.sleep(1), idle(*past))[1]; "
-    script += "time.sleep(max(0, float(sys.argv[1]) - time.time())); "
-    script += "sys.exit(main(['job', 'begin', sys.argv[2]]))"
-    start = str(time.time() + 15)
     begins = [
         subprocess.Popen(
-            [sys.executable, "-c", script, start, str(job.run)],
+            [sys.executable, "-c", BEGIN, str(job.run)],
             env=os.environ | {"SLURM_JOB_ID": str(number), "JOBS_GONE": ""},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            text=True,
         )
         for number in range(5)
     ]
+    for begin in begins:
+        assert begin.stdout.readline() == "ready\n"  # type: ignore[union-attr]
+    for begin in begins:
+        begin.stdin.close()  # type: ignore[union-attr]
     assert sorted(begin.wait() for begin in begins) == [0, 2, 2, 2, 2]
+    for begin in begins:
+        begin.stdout.close()  # type: ignore[union-attr]
     [row] = read_rows(job.run / "jobs.jsonl")
     assert row["event"] == "begin"
 
 
+class Waiting:
+    """The clock of a job that waits for a lock, which was made just before."""
+
+    def __init__(self, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.lock, self.now, self.waits = job.run / ".jobs.lock", 1e9, 0
+        job.run.mkdir(parents=True)
+        self.make()
+        told = SimpleNamespace(time=lambda: self.now, sleep=self.sleep)
+        monkeypatch.setattr("stack.verbs.job.time", told)
+
+    def make(self) -> None:
+        self.lock.touch()
+        os.utime(self.lock, (self.now, self.now))
+
+    def sleep(self, seconds: float) -> None:
+        self.waits += 1
+        self.now += seconds
+
+
 def test_a_lock_that_a_dead_job_has_left(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    job.run.mkdir(parents=True)
-    (job.run / ".jobs.lock").touch()
-    monkeypatch.setattr("stack.verbs.job._LEFT", 0.3)
-    began = time.monotonic()
+    """It is as old as a minute when it is taken away."""
+    waiting = Waiting(job, monkeypatch)
     assert job.begin() == 0
-    assert time.monotonic() - began > 0.3
+    assert 60 < waiting.now - 1e9 < 61
     assert [path.name for path in job.run.iterdir()] == ["jobs.jsonl"]
 
 
@@ -106,21 +139,15 @@ def test_a_lock_that_another_job_has_made_meanwhile_is_left(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long this one has waited: a lock's own age counts."""
-    job.run.mkdir(parents=True)
-    lock = job.run / ".jobs.lock"
-    lock.touch()
-    waits = []
+    waiting = Waiting(job, monkeypatch)
 
     def another_has_its_turn(seconds: float) -> None:
-        assert lock.exists(), "removed though it is new"
-        waits.append(seconds)
-        lock.unlink()
-        if len(waits) < 30:
-            lock.touch()
+        assert waiting.lock.exists(), "removed though it is new"
+        waiting.sleep(30)
+        waiting.lock.unlink()
+        if waiting.waits < 30:
+            waiting.make()
 
-    monkeypatch.setattr("stack.verbs.job._LEFT", 0.5)
-    monkeypatch.setattr(
-        "stack.verbs.job.time", SimpleNamespace(time=time.time, sleep=another_has_its_turn)
-    )
+    monkeypatch.setattr("stack.verbs.job.time.sleep", another_has_its_turn)
     assert job.begin() == 0
-    assert len(waits) == 30
+    assert waiting.waits == 30
