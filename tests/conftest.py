@@ -35,8 +35,10 @@ for _name in filter(_TOLD.fullmatch, [*os.environ]):
 os.environ["COLUMNS"] = "80"
 
 THREADS = int(os.environ.get("F_DISTILL_TEST_THREADS", "1"))
-_OF_OTHERS = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "DS_ACCELERATOR"}
-_OF_OTHERS |= {"_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"}
+_OF_OTHERS = re.compile(
+    "PYTEST_CURRENT_TEST|_?TORCHINDUCTOR_.*|TRITON_.*|CUDA_.*|DS_.*|BNB_.*|KMP_.*|TF_.*|GRPC_.*"
+    "|TOKENIZERS_.*"
+)
 """Set by libraries, or for them, when they are imported."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1)
 
@@ -79,7 +81,7 @@ def _nothing_left_behind() -> Iterator[None]:
 def _state() -> dict[str, object]:
     os.umask(umask := os.umask(0o22))
     return {
-        **{f"${name}": value for name, value in os.environ.items() if name not in _OF_OTHERS},
+        **{f"${n}": value for n, value in os.environ.items() if not _OF_OTHERS.fullmatch(n)},
         **{number.name: signal.getsignal(number) for number in _SIGNALS},
         "umask": umask,
         "working directory": Path.cwd(),
