@@ -104,7 +104,7 @@ def until(condition: Callable[[], object], what: str, told: Callable[[], str] = 
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, f"{what}: not within {PATIENCE} s: {told()}"
-        time.sleep(0.2)
+        time.sleep(0.3)
 
 
 def _block() -> tuple[socket.socket, int]:
@@ -233,7 +233,7 @@ class Cluster:
 
     def job(self, number: str) -> dict[str, str]:
         """What scontrol knows of a job."""
-        told = self.run("scontrol", "show", "job", "-o", number, check=False)
+        told = self.run("scontrol", "show", "job", "-o", number)
         return dict(field.split("=", 1) for field in told.split() if "=" in field)
 
 

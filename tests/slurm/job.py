@@ -65,12 +65,13 @@ class Job:
         said = (f"== {log}\n{log.read_text()[-4000:]}" for log in logs if log.exists())
         return "\n".join([str(self.slurms), *said])
 
-    def until(self, condition: Callable[[], object], what: str) -> None:
-        """Wait for a condition, which the job must come to before it is over."""
+    def until(self, condition: Callable[[dict[str, str]], object], what: str) -> None:
+        """Wait for a condition on what Slurm has of the job, which it must come to before it is
+        over; what the job did last counts."""
 
         def met() -> bool:
-            has = self.slurms  # Before: what the job did last counts.
-            there = bool(condition())
+            has = self.slurms
+            there = bool(condition(has))
             over = has["JobState"] in _OVER or int(has["Restarts"]) > self.most
             assert there or not over, f"{what}: the job is over, or anew: {self.told()}"
             return there
@@ -80,22 +81,12 @@ class Job:
     def wait(self, end: str) -> None:
         """Wait for the job's end: its state, and ``status:signal`` if that counts, as Slurm has
         them."""
-
-        def ended() -> bool:
-            has = self.slurms
-            return f"{has['JobState']} {has['ExitCode']}".startswith(end)
-
-        self.until(ended, end)
+        self.until(lambda has: f"{has['JobState']} {has['ExitCode']}".startswith(end), end)
 
     def back(self, restarts: int) -> None:
         """Wait until the job has been put back so often."""
-        self.most = restarts
-
-        def waiting() -> bool:
-            has = self.slurms
-            return int(has["Restarts"]) == restarts and has["JobState"] == "PENDING"
-
-        self.until(waiting, f"restart {restarts}")
+        self.most, there = restarts, (str(restarts), "PENDING")
+        self.until(lambda has: (has["Restarts"], has["JobState"]) == there, f"restart {restarts}")
 
     def start(self) -> None:
         """Let a job that has been put back begin, with all its time; Slurm would let it lie for two
@@ -108,12 +99,12 @@ class Job:
         """Wait until the job has been put back so often, and has noted that it begins once more."""
         self.back(restarts)
         self.start()
-        self.until(lambda: len(self.notes("begin")) > restarts, f"start {restarts}")
+        self.until(lambda _: len(self.notes("begin")) > restarts, f"start {restarts}")
 
     def under_way(self, ranks: int) -> None:
         """Wait until so many ranks of this start have said so."""
 
-        def here() -> bool:
+        def here(_: object) -> bool:
             logs = self.logs.glob("rank-*.log")
             return sum("here" in log.read_text() for log in logs) == ranks
 
@@ -123,7 +114,7 @@ class Job:
         """Wait until so many ranks have stopped before an iteration."""
         self.gate = iteration
         there = [self.gates / f"{iteration}-{rank}" for rank in range(ranks)]
-        self.until(lambda: all(file.exists() for file in there), f"iteration {iteration}")
+        self.until(lambda _: all(file.exists() for file in there), f"iteration {iteration}")
 
     def open_gate(self) -> None:
         """Let the ranks go on."""
@@ -132,7 +123,7 @@ class Job:
     @property
     def logs(self) -> Path:
         """The folder of this start's."""
-        return self.run / "logs" / f"{self.number}-{self.restarts}"
+        return self.run / "logs" / f"{self.number}-{self.most}"
 
     def signal(self, name: str, *options: str) -> None:
         self.slurm.run("scancel", f"--signal={name}", *options, self.number)

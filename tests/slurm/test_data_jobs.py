@@ -72,15 +72,15 @@ def test_a_part_that_runs_out_of_time_goes_on(
     rows_file(tmp_path / "rows/00000.parquet", urls)
     job = download(slurm, tmp_path, "0-0", MAX_STOPS="1")
     part = tmp_path / "shards/part-00000-of-00001"
-    job.until((part / "000001.tar").exists, "two shards")
+    job.until(lambda _: (part / "000001.tar").exists(), "two shards")
     before = (part / "000001.tar").stat().st_mtime_ns
     job.signal("USR1", "--batch")
     job.back(1)
     gates[0].set()
     job.start()
-    job.until((part / "000003.tar").exists, "four shards")
+    job.until(lambda _: (part / "000003.tar").exists(), "four shards")
     job.signal("USR1", "--batch")
-    job.until(lambda: "(MAX_STOPS); submit it again" in job.told(), "a refusal")
+    job.until(lambda _: "(MAX_STOPS); submit it again" in job.told(), "a refusal")
     gates[1].set()
     job.wait("COMPLETED 0:0")
     assert job.restarts == 1

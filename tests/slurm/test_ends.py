@@ -84,7 +84,8 @@ def late(job: Job) -> None:
 
 
 def being_noted(job: Job) -> None:
-    job.until((job.run.parent / "noting").exists, "a note under way")
+    noting = job.run.parent / "noting"
+    job.until(lambda _: noting.exists(), "a note under way")
 
 
 def preempted_while_noted(job: Job) -> None:
