@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+# ruff: noqa: E402
 import os
 
 # As the command line does; read when they are imported.
@@ -9,11 +10,16 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
+from stack.util.process import settle
+
+settle()
+
 import random
 import re
 import signal
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +43,7 @@ os.environ["COLUMNS"] = "80"
 THREADS = int(os.environ.get("F_DISTILL_TEST_THREADS", "1"))
 _OF_OTHERS = re.compile(
     "PYTEST_CURRENT_TEST|_?TORCHINDUCTOR_.*|TRITON_.*|CUDA_.*|DS_.*|BNB_.*|KMP_.*|TF_.*|GRPC_.*"
-    "|TOKENIZERS_.*"
+    "|TOKENIZERS_.*|PYTORCH_NVML_.*"
 )
 """Set by libraries, or for them, when they are imported."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1)
@@ -47,6 +53,16 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal
 def _threads() -> None:
     """One, unless the suite is to show that it passes with more."""
     torch.set_num_threads(THREADS)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _judges() -> Iterator[None]:
+    """Those that an evaluation trains are there to be used, not to be right."""
+    from stack.evaluate import attributes
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attributes, "train_judge", partial(attributes.train_judge, steps=25))
+        yield
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -19,7 +19,9 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from functools import cache
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from unittest.mock import patch
 
@@ -29,9 +31,20 @@ ROOT = Path(__file__).parent.parent
 SECONDS, GRACE = 900, 60
 
 # No fork can use a GPU that its parent has touched, which bitsandbytes does when it is imported.
-_OF_THE_SERVER = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+_OF_THE_SERVER = {
+    "PYTHONPATH": str(ROOT),
+    "OMP_NUM_THREADS": os.environ.get("F_DISTILL_TEST_THREADS", "1"),
+    "CUDA_VISIBLE_DEVICES": "",
+}
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.libraries"])
+
+
+def context() -> ForkServerContext:
+    """Of multiprocessing, with the fork server running: for workers of the tested code's own."""
+    with patch.dict(os.environ, _OF_THE_SERVER):
+        forkserver.ensure_running()
+    return _CONTEXT
 
 
 class Fork:
@@ -44,10 +57,9 @@ class Fork:
     def __init__(self, command: Sequence[str], env: Mapping[str, str]) -> None:
         self.args = list(command)
         self._output = Path(tempfile.mkdtemp(dir=_outputs().name))
-        with patch.dict(os.environ, _OF_THE_SERVER):
-            arguments = (self.args, {**os.environ, **env}, self._output)
-            self._process = _CONTEXT.Process(target=_child, args=arguments)
-            self._process.start()
+        arguments = (self.args, {**os.environ, **_OF_THE_SERVER, **env}, self._output)
+        self._process = context().Process(target=_child, args=arguments)
+        self._process.start()
         assert self._process.pid
         self.pid = self._process.pid
 

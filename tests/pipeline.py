@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,14 @@ def state_of(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     assert folder
     state = json.loads((folder / "state.json").read_text())
     state.pop("seconds")
-    return read.read_tensors(folder, ""), state
+    return _tensors(folder, (folder / folders.COMMIT).read_text()), state
+
+
+@lru_cache(maxsize=16)
+def _tensors(folder: Path, commit: str) -> dict[str, torch.Tensor]:
+    """Read once: many tests compare with the same run. A step that is saved anew is another one by
+    what its commit says."""
+    return read.read_tensors(folder, "")
 
 
 def same_tensors(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> list[str]:

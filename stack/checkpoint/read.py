@@ -1,4 +1,4 @@
-"""Reading a checkpoint: into a run's tensors in place, or one tensor after the other.
+"""Reading a checkpoint: into a run's tensors in place, or lot after lot.
 
 A tensor is stored whole, whatever ranks it was cut over, and each rank reads what it holds. Of
 tensors that a rank holds as stretches of the flattened whole, each stretch is stored under
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def load_into(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
                 f"{here.get(name, 'nothing')}; resume with the recipe the run was started with"
             )
     whole = {name: value for name, value in tensors.items() if wanted[name] == stored.get(name)}
-    dcp.load(whole, storage_reader=reader, no_dist=True)
+    _load(reader, whole)
     for name in wanted.keys() - whole.keys():
         if not name.startswith(PER_RANK):
             _assemble(reader, stored, name, tensors[name])
@@ -81,8 +82,8 @@ def read_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
 def iterate_tensors(
     folder: Path, prefix: str, *, leave: str = "\0"
 ) -> Iterator[tuple[str, Tensor]]:
-    """Name, without ``prefix``, and value of the tensors that begin with it, one at a time and
-    each whole; those stored in stretches come flat.
+    """Name, without ``prefix``, and value of the tensors that begin with it, each whole; those
+    stored in stretches come flat. No more than a lot of them is in memory at a time.
 
     Args:
         leave: those whose rest of the name begins so are left out.
@@ -99,13 +100,38 @@ def iterate_tensors(
     }
     if not wanted:
         raise UserError(f"{folder}: {prefix}: no such tensors in this checkpoint")
-    for name, (shape, dtype) in wanted.items():
-        value = torch.empty(shape, dtype=dtype)
-        if name in stored:
-            dcp.load({name: value}, storage_reader=reader, no_dist=True)
-        else:
-            _assemble(reader, stored, f"{name}@0", value)
-        yield name.removeprefix(prefix), value
+    for lot in _lots(wanted):
+        values = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in lot.items()}
+        _load(reader, {name: value for name, value in values.items() if name in stored})
+        for name in values.keys() - stored.keys():
+            _assemble(reader, stored, f"{name}@0", values[name])
+        while values:
+            name = next(iter(values))
+            yield name.removeprefix(prefix), values.pop(name)
+
+
+_LOT = 1 << 26
+"""Bytes of tensors that are read together."""
+
+
+def _lots(kinds: Mapping[str, Kind]) -> Iterator[dict[str, Kind]]:
+    """Cut where a lot would be larger, unless it is one tensor."""
+    lot: dict[str, Kind] = {}
+    size = 0
+    for name, (shape, dtype) in kinds.items():
+        more = prod(shape) * dtype.itemsize
+        if lot and size + more > _LOT:
+            yield lot
+            lot, size = {}, 0
+        lot[name] = shape, dtype
+        size += more
+    yield lot
+
+
+def _load(reader: _Reader, tensors: dict[str, Any]) -> None:
+    """Fill tensors that are stored whole."""
+    if tensors:
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
 
 
 def _kinds(reader: FileSystemReader) -> dict[str, Kind]:
@@ -151,7 +177,7 @@ def _assemble(reader: _Reader, stored: Mapping[str, Kind], name: str, value: Ten
         low, high = max(first, int(start)), min(last, int(start) + shape[0])
         if low < high:
             part = torch.empty(shape, dtype=dtype)
-            dcp.load({key: part}, storage_reader=reader, no_dist=True)
+            _load(reader, {key: part})
             value[low - first : high - first] = part[low - int(start) : high - int(start)]
             filled += high - low
     if filled != len(value):

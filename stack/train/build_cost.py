@@ -21,7 +21,7 @@ from stack.parallel.mesh import Layout
 from stack.train.build_algorithm import algorithm_of
 from stack.train.build_subject import Subject
 from stack.train.flops import Again, FlopCounter, Flops
-from stack.train.imagined import ImaginedGPU
+from stack.train.imagined import ImaginedGPU, MetaCache
 
 _META = torch.device("meta")
 _KNOWN: dict[Hashable, Any] = {}
@@ -123,7 +123,8 @@ def _once(
     decides = recipe.model_dump_json(include={"gan", "guidance", "ratio"})
     known = (subject.shape, decides, *key)
     if known not in _KNOWN:
-        _KNOWN[known] = count()
+        with MetaCache():
+            _KNOWN[known] = count()
     found: T = _KNOWN[known]
     return found
 

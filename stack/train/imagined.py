@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import cache
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 _LOW = {
     functional.linear,
@@ -82,3 +84,67 @@ class ImaginedGPU(TorchFunctionMode):
     def _high(self, value: Any) -> Any:
         low = self.bf16 and isinstance(value, Tensor) and value.dtype == torch.bfloat16
         return value.float() if low else value
+
+
+class MetaCache(TorchDispatchMode):
+    """Inside, an operator on meta tensors works out its result's shape once for all tensors alike.
+
+    PyTorch does so in Python, at half a millisecond a call; a network's blocks ask the same again
+    and again. Enter it before modes that count, which then see every call.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: dict[Hashable, Any] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not _makes_new(func):
+            return func(*args, **kwargs)
+        key = (func, _alike(args), _alike(tuple(kwargs.items())))
+        if key in self._known:
+            return _made(self._known[key])
+        result = func(*args, **kwargs)
+        if _all_new(result, (args, kwargs)):
+            self._known[key] = _alike(result)
+        return result
+
+
+@cache
+def _makes_new(func: Any) -> bool:
+    """Whether an operator's results are, by its schema, neither what it was given nor views of
+    that."""
+    schema = func._schema
+    return not schema.is_mutable and not any(result.alias_info for result in schema.returns)
+
+
+def _alike(value: Any) -> Any:
+    """What an operator's result depends on, of what it is given; hashable."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.device
+    if isinstance(value, list | tuple):
+        return type(value), tuple(map(_alike, value))
+    return type(value), value
+
+
+def _made(known: Any) -> Any:
+    """A new result like the known one."""
+    kind, *rest = known
+    if isinstance(kind, torch.Size):
+        stride, dtype, device = rest
+        return torch.empty_strided(kind, stride, dtype=dtype, device=device)
+    return kind(map(_made, rest[0])) if kind in (list, tuple) else rest[0]
+
+
+def _all_new(result: Any, given: Any) -> bool:
+    """Whether a result is of meta tensors that share nothing with those that were given, as that of
+    aten._unsafe_view does, whose schema keeps it to itself."""
+    found, before = (
+        [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)] for tree in (result, given)
+    )
+    if not found or any(tensor.device.type != "meta" for tensor in (*found, *before)):
+        return False
+    storages = {tensor.untyped_storage()._cdata for tensor in before}
+    return storages.isdisjoint(tensor.untyped_storage()._cdata for tensor in found)

@@ -13,12 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
+from data_prep import workers
 from data_prep.shards import JOURNAL, ShardFolder, Tally
 from stack.data.batch import BatchLoader
 from stack.data.decode import decode_npy
 from stack.data.index import MANIFEST, Manifest
 from stack.data.stream import ShardStream
 from stack.nets.vae import from_uint8, load_vae, vae_hash
+from tests import forked
 
 
 def write(path: Path, sides: list[int], *, bad: int | None = None) -> Path:
@@ -144,6 +146,13 @@ def test_images_of_several_sizes_are_encoded_with_their_like(tmp_path, pipeline,
         assert torch.allclose(torch.from_numpy(latent.copy()).float(), mean, atol=2e-3)
 
 
+@pytest.fixture
+def forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers start as forks of a process that has imported what they need."""
+    monkeypatch.setattr(workers.multiprocessing, "get_context", lambda kind: forked.context())
+
+
+@pytest.mark.usefixtures("forks")
 def test_several_devices_make_the_same_bytes(tmp_path, pipeline, run):
     shards = write(tmp_path / "shards", [8] * 18)
     for name, device in (("one", "cpu"), ("two", "cpu,cpu")):
@@ -155,6 +164,7 @@ def test_several_devices_make_the_same_bytes(tmp_path, pipeline, run):
     assert Manifest.read(tmp_path / "one") == Manifest.read(tmp_path / "two")
 
 
+@pytest.mark.usefixtures("forks")
 def test_a_mistake_in_a_worker_is_one_line(tmp_path, pipeline, run):
     shards = write(tmp_path / "shards", [8] * 4 + [7])
     status, _, error = run(

@@ -22,7 +22,7 @@ from stack.diffusion.timesteps import UniformTimes
 from stack.train.build_cost import Imagined
 from stack.train.build_subject import sd_subject
 from stack.util.errors import UserError
-from tests.train.small import config_of, recipe_of
+from tests.train.small import recipe_of, two_levels
 
 SCHEDULE = DiscreteSchedule.scaled_linear()
 SD = {
@@ -141,7 +141,7 @@ def test_the_table_is_copied_to_a_device_once() -> None:
 
 def test_losses_of_an_iteration_copy_nothing_to_the_device() -> None:
     """From the second one on: of student and critics, forward and backward, noise included."""
-    imagined = Imagined(recipe_of(size=16), sd_subject(config_of(16)), 2)
+    imagined = Imagined(recipe_of(size=32), sd_subject(two_levels(8)), 2)
     imagined.joint()
     with Moved() as moved:
         imagined.joint()

@@ -10,7 +10,7 @@ from tests.forked import ROOT
 
 _SOURCE = """\
 #!{python} -IS
-import os, signal, subprocess, sys, time
+import functools, os, signal, subprocess, sys, time
 
 folder, command = {folder!r}, sys.argv[1:]
 restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))

@@ -74,6 +74,7 @@ def submit(script: str, folder: Path, *arguments: str, **env: str) -> Done:
             return Done(status, restarts, said.read_text())
         requeued.unlink()
         restarts += 1
+        assert restarts < 9, f"in circles: {said.read_text()}"
 
 
 def _run(command: list[str], env: dict[str, str], output: Path) -> int:

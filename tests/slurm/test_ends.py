@@ -46,10 +46,10 @@ def noting(at: str, *signals: str) -> str:
     return f"""\
 open(f"{{folder}}/{{part}}-{{restart}}", "a").write("x")
 if part == {at!r} and not restart:
-    others = [
-        subprocess.Popen(["sleep", "900"], preexec_fn=lambda: signal.signal(one, signal.SIG_DFL))
-        for one in (getattr(signal, name) for name in {signals!r})
-    ]
+    others = []
+    for one in (getattr(signal, name) for name in {signals!r}):
+        heed = functools.partial(signal.signal, one, signal.SIG_DFL)
+        others.append(subprocess.Popen(["cat"], stdin=subprocess.PIPE, preexec_fn=heed))
     open(f"{{folder}}/noting", "w").close()
     for other in others:
         other.wait()

@@ -26,6 +26,17 @@ def config_of(size: int = 32, **changed: Any) -> dict[str, Any]:
     return UNETS["small"] | {"sample_size": size} | changed
 
 
+def two_levels(size: int = 16, **changed: Any) -> dict[str, Any]:
+    """A UNet of two levels, one layer each: a third of the small one's operators."""
+    levels = {
+        "layers_per_block": 1,
+        "block_out_channels": (32, 64),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    }
+    return config_of(size, **levels | changed)
+
+
 def recipe_of(*overrides: str, size: int = 32) -> DistillRecipe:
     """The main recipe with a head at an eighth of ``size``."""
     plain = ["precision=fp32", "parallel={backend: none}", f"gan.resolutions=[{size // 8}]"]

@@ -29,7 +29,7 @@ from stack.train.build_cost import (
 from stack.train.build_subject import SD15_TEXT, edm_subject, sd_subject, text_flops
 from stack.verbs.bench_step import Steps
 from tests.forked import ROOT
-from tests.train.small import config_of
+from tests.train.small import two_levels
 
 SD15, SMALL = (sd_subject(unet_config(name)) for name in ("sd15", "small"))
 
@@ -72,13 +72,7 @@ def test_a_forward_is_what_a_counter_sees_on_real_tensors() -> None:
     )
 
 
-TWO_LEVELS = config_of(
-    16,
-    layers_per_block=1,
-    block_out_channels=(32, 64),
-    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-)
+TWO_LEVELS = two_levels(8)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +87,7 @@ TWO_LEVELS = config_of(
 )
 def test_steps_are_what_a_counter_sees_on_real_tensors(checkpointing: str, features: str) -> None:
     """Of the student, of the critics, of both, and what the backward computes again."""
-    fields = ["precision=fp32", "compute.attention=math", "gan.resolutions=[8]"]
+    fields = ["precision=fp32", "compute.attention=math", "gan.resolutions=[4]"]
     fields += [f"gan.features={features}", f"compute.checkpointing={checkpointing}"]
     made = recipe(*fields, "parallel={backend: none}")
     subject = sd_subject(TWO_LEVELS)
@@ -110,13 +104,13 @@ def test_steps_are_what_a_counter_sees_on_real_tensors(checkpointing: str, featu
 
 
 def test_a_pass_for_features_leaves_out_the_decoder() -> None:
-    imagined = Imagined(recipe("gan.resolutions=[8]"), sd_subject(TWO_LEVELS), 1)
+    imagined = Imagined(recipe("gan.resolutions=[4]"), sd_subject(TWO_LEVELS), 1)
     teacher = imagined.networks.teacher
     unused = set(unused_by_features(imagined, teacher.blocks()))
     parts = [part for stage in teacher.unet.up_blocks for part in stage.resnets]
     assert unused > set(parts)
     assert not unused & set(teacher.unet.mid_block.resnets)
-    sizes = count_sizes(recipe("gan.resolutions=[8]"), sd_subject(TWO_LEVELS))
+    sizes = count_sizes(recipe("gan.resolutions=[4]"), sd_subject(TWO_LEVELS))
     decoder = [part for stage in teacher.unet.up_blocks for part in stage.parameters()]
     out = [*teacher.unet.conv_norm_out.parameters(), *teacher.unet.conv_out.parameters()]
     assert sizes.reached == sizes.network - sum(part.numel() for part in (*decoder, *out))
@@ -138,8 +132,8 @@ def test_captions_cost_what_a_counter_sees() -> None:
 def test_what_is_counted_once_is_not_counted_again() -> None:
     """In one process; what decides the cost is counted anew."""
     told: list[str] = []
-    subjects = [sd_subject(config_of(16)) for _ in range(2)]
-    head = "gan.resolutions=[2]"
+    subjects = [sd_subject(two_levels(8)) for _ in range(2)]
+    head = "gan.resolutions=[4]"
     for subject in subjects:
         for more in ("name=other", "optim.student.lr=1", "gan.r1_gamma=0"):
             count_flops(recipe(head, more), subject, told.append)
@@ -157,8 +151,8 @@ def test_the_network_has_the_parameters_of_the_published_one() -> None:
 
 def activations(batch: int, **compute: Any) -> int:
     fields = [f"compute.{name}={value}" for name, value in compute.items()]
-    config = unet_config("small") | {"sample_size": 32, "layers_per_block": 1}
-    return count_activations(recipe("gan.resolutions=[4]", *fields), sd_subject(config), batch)
+    made = recipe("gan.resolutions=[16]", *fields)
+    return count_activations(made, sd_subject(two_levels(32)), batch)
 
 
 def test_activations_grow_with_the_batch_and_shrink_with_recomputation() -> None:

@@ -14,32 +14,34 @@ from stack.config.schema import DistillRecipe
 from stack.nets.edm_blocks import CIFAR10, IMAGENET64
 from stack.parallel.memory import PeakBytes
 from stack.train.budget import GPUS
+from stack.train.build_cost import count_flops
 from stack.train.build_plan import Planner
 from stack.train.build_subject import Subject, edm_subject, sd_subject
+from stack.verbs import bench_step
 from stack.verbs.bench_step import STEPS, Steps
+from stack.verbs.plan import subject_of
 from tests.cli.refusal import refused
 from tests.edm_world import distill_fields, make_edm_world
 from tests.forked import ROOT
 from tests.pipeline import make_teacher, write_recipe
-from tests.train.small import RECIPE, config_of, recipe_of
+from tests.train.small import RECIPE, recipe_of, two_levels
 
-SIZE = 16
-TWO_LEVELS = {
-    "layers_per_block": 1,
-    "block_out_channels": (32, 64),
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-}
 NOT_OF_A_STEP = ("text and autoencoder", "sample grids", "libraries")
 HEAD = "gan.resolutions=[8]"
 PLAIN = ["precision=fp32", HEAD, "parallel={backend: none}"]
+
+
+@pytest.fixture(autouse=True)
+def _small_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rate that steps are compared with, of a product that takes no time."""
+    monkeypatch.setitem(bench_step._PRODUCT, "cpu", 64)
 
 
 @pytest.fixture(scope="module")
 def unet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The config of a UNet of two levels."""
     file = tmp_path_factory.mktemp("unet") / "config.json"
-    file.write_text(json.dumps(config_of(SIZE, **TWO_LEVELS)))
+    file.write_text(json.dumps(two_levels()))
     return file
 
 
@@ -92,12 +94,13 @@ def test_two_teachers_by_turns(tmp_path: Path, capsys: Any) -> None:
     assert main([*command, "--compare", *settings, "--profile", str(trace)]) == 0
     assert f"{trace}: trace of a joint step of {settings[0]}" in capsys.readouterr().out
     found = json.loads(out.read_text())
-    alone = {}
+    expected = {}
     for setting in settings:
-        assert main([*command, setting]) == 0
-        alone[setting] = json.loads(out.read_text())["joint"]["flops"]
-    assert {name: found[name]["joint"]["flops"] for name in found} == alone
-    assert len(set(alone.values())) == 2
+        recipe = load_recipe(RECIPE, [*PLAIN, setting])
+        assert isinstance(recipe, DistillRecipe)
+        expected[setting] = 2 * count_flops(recipe, subject_of(recipe)).joint
+    assert {name: found[name]["joint"]["flops"] for name in found} == expected
+    assert len(set(expected.values())) == 2
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adamw8bit"])
@@ -105,9 +108,9 @@ def test_two_teachers_by_turns(tmp_path: Path, capsys: Any) -> None:
 def test_weights_and_moments_are_as_planned(kind: str, precision: str) -> None:
     """To 2%: all that is there between iterations."""
     kinds = [f"optim.{name}.kind={kind}" for name in ("student", "fake")]
-    recipe = recipe_of(f"precision={precision}", "data.global_batch=2", HEAD, *kinds)
+    recipe = recipe_of(f"precision={precision}", "data.global_batch=2", *kinds, size=32)
     # Wider than the small one: bitsandbytes keeps small weights' moments in float32.
-    config = config_of(SIZE, **TWO_LEVELS | {"block_out_channels": (128, 256)})
+    config = two_levels(8, block_out_channels=(128, 256))
     assert_held_as_planned(recipe, sd_subject(config))
 
 
@@ -125,9 +128,9 @@ def assert_held_as_planned(recipe: DistillRecipe, subject: Subject) -> None:
 def test_the_peak_is_as_planned(samples: int) -> None:
     """To 3%, of tensors on a CPU, where attention and precision are told apart from a GPU's: of few
     samples, at whose peak gradients count, and of more, whose activations do."""
-    config = config_of(SIZE, **TWO_LEVELS | {"block_out_channels": (64, 128)})
+    config = two_levels(8, block_out_channels=(64, 128))
     recipe = recipe_of(
-        "student_every=1", f"data.global_batch={samples}", HEAD, "compute.attention=math"
+        "student_every=1", f"data.global_batch={samples}", "compute.attention=math", size=32
     )
     planned = Planner(sd_subject(config), GPUS["h100"], 1, 8, 0.4).plan(recipe).bytes_per_gpu
     expected = sum(planned[part] for part in planned if part not in NOT_OF_A_STEP)

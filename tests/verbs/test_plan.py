@@ -10,7 +10,6 @@ import pytest
 from stack.arguments.tools import GPU_NAMES
 from stack.cli import main
 from stack.config.load import load_recipe
-from stack.nets.published import unet_config
 from stack.train import build_cost
 from stack.train.budget import GPUS
 from stack.train.build_plan import Planner, _variants
@@ -18,6 +17,7 @@ from stack.train.build_subject import sd_subject, text_flops
 from stack.verbs.plan import subject_of
 from tests.forked import ROOT
 from tests.pipeline import World
+from tests.train.small import two_levels
 
 COYO = str(ROOT / "recipes/coyo_js.yaml")
 DAY = str(ROOT / "recipes/coyo_100k_1gpu.yaml")
@@ -103,13 +103,15 @@ def test_a_pipelines_own_text_encoder_is_what_counts(world: World) -> None:
 
 @pytest.fixture(scope="module")
 def planner() -> Planner:
-    return Planner(sd_subject(unet_config("small")), GPUS["h100"], gpus=64, node=8, share=0.4)
+    return Planner(sd_subject(two_levels()), GPUS["h100"], gpus=64, node=8, share=0.4)
 
 
 @pytest.mark.parametrize("backend", ["fsdp", "zero1", "zero2", "zero3"])
 def test_what_is_cut_over_ranks_takes_less_of_each(planner, backend):
     whole, cut = (
-        planner.plan(load_recipe(COYO, [f"parallel.backend={name}"])).bytes_per_gpu
+        planner.plan(
+            load_recipe(COYO, [f"parallel.backend={name}", "gan.resolutions=[8]"])
+        ).bytes_per_gpu
         for name in ("ddp", backend)
     )
     assert cut["optimizer"] == pytest.approx(whole["optimizer"] / 64, rel=1e-6)
