@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import torch
@@ -30,8 +31,10 @@ def measure(
     device: torch.device | str = "cpu",
     repeats: int = 5,
     warmup: int = 1,
+    enough: float = inf,
 ) -> Speed:
-    """Time ``generate``, which makes ``batch`` pictures a call, after ``warmup`` untimed calls.
+    """Time ``generate``, which makes ``batch`` pictures a call, after ``warmup`` untimed calls; no
+    further repeat begins ``enough`` seconds after the first.
 
     CUDA is synchronised before and after each repeat; images per second is ``batch`` over the
     median repeat, so that one stumble of the machine does not count.
@@ -39,8 +42,8 @@ def measure(
     device = torch.device(device)
     for _ in range(warmup):
         generate()
-    seconds = []
-    for _ in range(repeats):
+    seconds: list[float] = []
+    while len(seconds) < repeats and sum(seconds) < enough:
         _synchronize(device)
         start = time.perf_counter()
         generate()

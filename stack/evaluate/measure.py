@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 _EXTRACTED = 32
 """Pictures that a network sees at once: the same number always, for the same roundings."""
+_ENOUGH = 8.0
+"""Seconds of one kind of batch after which its speed is known."""
 DISTANCES = frozenset({"frechet_distance", "recall", "precision"})
 """Measures that need real pictures."""
 
@@ -198,7 +200,7 @@ def speed(model: Sampler, plan: Plan) -> dict[str, Any]:
         def work() -> None:
             model.pictures(conditions, torch.arange(batch), plan.seed)
 
-        taken = measure(work, batch, device=model.device, repeats=repeats)
+        taken = measure(work, batch, device=model.device, repeats=repeats, enough=_ENOUGH)
         return taken.images_per_second
 
     batch = min(plan.batch, len(plan.prompts))

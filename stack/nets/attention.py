@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from torch import Tensor
 
 from stack.util.errors import UserError, reason
 
@@ -52,9 +52,28 @@ def processor(name: str, sizes: list[int], device: torch.device, *, bf16: bool =
 
 
 @contextmanager
-def text_read_once(unet: UNet2DConditionModel) -> Iterator[None]:
-    """Inside the context, keys and values of a text are computed at its first reading and kept: a
-    sampler gives the same tensor at every step. Without gradient."""
+def text_read_once(unet: UNet2DConditionModel, ids: Tensor) -> Iterator[None]:
+    """Inside the context, keys and values of texts are computed at the first reading, once for
+    equal ones, and kept: a sampler gives the same texts at every step. Without gradient.
+
+    Args:
+        ids: int64 (B, 77), of the texts whose states (B, 77, D) are all that the UNet is given.
+    """
+    distinct, place = ids.unique(dim=0, return_inverse=True)
+    first = torch.empty_like(place[: len(distinct)])
+    first[place] = torch.arange(len(ids), device=ids.device)  # Any of those that are equal.
+
+    def once(read: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        known: list[Tensor] = []
+
+        def forward(states: Tensor) -> Tensor:
+            if not known:
+                several = len(distinct) < len(ids)
+                known.append(read(states[first])[place] if several else read(states))
+            return known[0]
+
+        return forward
+
     layers = [
         layer
         for part in unet.modules()
@@ -62,7 +81,7 @@ def text_read_once(unet: UNet2DConditionModel) -> Iterator[None]:
         for layer in (part.to_k, part.to_v)
     ]
     for layer in layers:
-        layer.forward = cache(layer.forward)  # It tells tensors apart by identity.
+        layer.forward = once(layer.forward)
     try:
         yield
     finally:

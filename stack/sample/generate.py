@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal, Protocol, Self
@@ -156,25 +156,30 @@ class TextToImage:
         Args:
             fresh: unit noise of each step of the ancestral sampler, which alone needs it.
         """
-        c = self.text(ids)
         if self.guidance != 1:
-            null = self.text(self.text.null_ids[None].to(ids.device)).expand_as(c)
-            both = torch.cat((c, null))
+            ids = torch.cat((ids, self.text.null_ids.to(ids.device).expand_as(ids)))
+        c = self.text(ids)
 
         def x0_of(x_t: Tensor, t: Tensor) -> Tensor:
             if self.guidance == 1:
                 return self.denoiser(x_t, t, c)
-            told, untold = self.denoiser(x_t.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
+            told, untold = self.denoiser(x_t.repeat(2, 1, 1, 1), t.repeat(2), c).chunk(2)
             return guide(told, untold, self.guidance)
 
         schedule = self.denoiser.schedule
         times = trailing_times(self.steps, schedule.steps)
-        # A student reads its text once anyhow, and may be compiled.
-        with text_read_once(self.denoiser.unet) if self.steps > 1 else nullcontext():
+        with self._reading(ids):
             if self.sampler == "ddim":
                 return ddim(x0_of, noise, schedule, times)
             assert fresh
             return ancestral(x0_of, noise, schedule, times, fresh)
+
+    def _reading(self, ids: Tensor) -> AbstractContextManager[None]:
+        """A student in training may be compiled: it reads texts as they come, once anyhow."""
+        compiled = any("forward" in vars(block) for block in self.denoiser.blocks())
+        if self.steps == 1 and compiled:
+            return nullcontext()
+        return text_read_once(self.denoiser.unet, ids)
 
     @torch.no_grad()
     def images(

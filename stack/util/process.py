@@ -6,10 +6,11 @@ import ctypes
 import os
 import platform
 
-SPINS = 1000
-"""Turns that a thread of OpenMP's waits awake for the others, tens of microseconds, before it
-sleeps: about what being woken costs. libgomp's own number, 300,000, takes a core from whoever else
-computes on the machine, and then from the very threads that are waited for."""
+SPINS = 20_000
+"""Turns that a thread of OpenMP's waits awake for the others, a fraction of a millisecond, before
+it sleeps: more than small operators take, so that on an idle machine nobody has to be woken.
+libgomp's own number, 300,000, takes a core from whoever else computes on the machine, and then from
+the very threads that are waited for."""
 TOP_PAD = 1 << 26
 """Bytes that glibc asks the kernel for beyond what it needs, each time that it asks."""
 

@@ -12,6 +12,8 @@ def quiet_libraries() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # A checkpoint of one process says so at every save.
     warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+    # Of other people's files; what torch cannot read is an error all the same.
+    warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
     # Of their sources, once, where a newer Python compiles them at first import.
     warnings.filterwarnings("ignore", category=SyntaxWarning)
     # What they lack here; torchao is imported by diffusers wherever it is installed.

@@ -33,6 +33,14 @@ def test_rate_is_the_batch_over_the_median(
     assert speed.device == latency.device_name("cpu")
 
 
+def test_no_repeat_begins_once_enough_was_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = count(step=3.0)
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: next(now))
+    speed = latency.measure(lambda: None, 6, repeats=5, enough=6.0)
+    assert speed.seconds == (3.0, 3.0)
+    assert latency.measure(lambda: None, 6, repeats=5, enough=0.1).images_per_second == 2.0
+
+
 def test_a_device_has_a_name() -> None:
     assert latency.device_name("cpu").endswith("threads")
     assert len(latency.device_name("cpu")) > len("1 threads") + 2

@@ -35,8 +35,8 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "zero3": ("adamw8bit", {"backend": "zero3", "processes": 2}),
     "fsdp": ("adamw8bit", {"backend": "fsdp", "processes": 2}),
 }
-RARE = {"none", "ddp", "zero1"}
-"""Their optimizer is that of "paged", which has no pages on a CPU."""
+RARE = {"none", "ddp", "zero1", "zero2"}
+"""Their optimizer is that of "paged", which has no pages on a CPU, or zero3's."""
 
 
 @pytest.fixture(scope="module")

@@ -182,7 +182,7 @@ VARIANTS: dict[str, tuple[str, int, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", rows(VARIANTS, ["fake"]))
+@pytest.mark.parametrize("name", rows(VARIANTS, ["fake", "fake_joint"]))
 def test_a_plan_sends_what_is_counted_of_other_algorithms(measured: Measured, name: str) -> None:
     """Over an iteration with the student and one without."""
     backend, accumulation, gan, more = VARIANTS[name]
