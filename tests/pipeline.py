@@ -169,7 +169,7 @@ def state_of(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     assert folder
     state = json.loads((folder / "state.json").read_text())
     state.pop("seconds")
-    return _tensors(folder, (folder / folders.COMMIT).read_text()), state
+    return dict(_tensors(folder, (folder / folders.COMMIT).read_text())), state
 
 
 @lru_cache(maxsize=16)

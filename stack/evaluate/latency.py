@@ -43,7 +43,7 @@ def measure(
     for _ in range(warmup):
         generate()
     seconds: list[float] = []
-    while len(seconds) < repeats and sum(seconds) < enough:
+    while not seconds or (len(seconds) < repeats and sum(seconds) < enough):
         _synchronize(device)
         start = time.perf_counter()
         generate()

@@ -191,8 +191,9 @@ def _by_group(scores: Tensor, prompts: Prompts) -> dict[str, Estimate]:
 
 
 def speed(model: Sampler, plan: Plan) -> dict[str, Any]:
-    """How fast a model is, both warm and by the median: seconds of one picture (batch 1), and
-    pictures a second in batches as they were made; captions to pixels, on one device."""
+    """How fast a model is, both warm and by the median of what `_ENOUGH` allows: seconds of one
+    picture (batch 1), and pictures a second in batches as they were made; captions to pixels, on
+    one device."""
 
     def rate(batch: int, repeats: int) -> float:
         conditions = [plan.prompts.captions[i % len(plan.prompts)] for i in range(batch)]

@@ -64,13 +64,14 @@ def text_read_once(unet: UNet2DConditionModel, ids: Tensor) -> Iterator[None]:
     first[place] = torch.arange(len(ids), device=ids.device)  # Any of those that are equal.
 
     def once(read: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        known: list[Tensor] = []
+        known: list[tuple[Tensor, Tensor]] = []
 
         def forward(states: Tensor) -> Tensor:
             if not known:
                 several = len(distinct) < len(ids)
-                known.append(read(states[first])[place] if several else read(states))
-            return known[0]
+                told = read(states[first])[place] if several else read(states)
+                known.append((states, told))
+            return known[0][1] if states is known[0][0] else read(states)
 
         return forward
 

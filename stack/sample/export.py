@@ -12,9 +12,8 @@ from safetensors.torch import load_file, save_file
 from stack.nets.weights import plain_names
 from stack.util.files import read_json, write_json
 
-ONE_STEP = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "steps_offset": 1}
-"""DDIMScheduler settings with which one step from t = 999 returns x0. The offset counts for other
-spacings only; StableDiffusionPipeline warns of any but 1."""
+ONE_STEP = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "steps_offset": 0}
+"""DDIMScheduler settings with which one step from t = 999 returns x0."""
 
 
 _KEPT = (

@@ -175,9 +175,10 @@ class TextToImage:
             return ancestral(x0_of, noise, schedule, times, fresh)
 
     def _reading(self, ids: Tensor) -> AbstractContextManager[None]:
-        """A student in training may be compiled: it reads texts as they come, once anyhow."""
-        compiled = any("forward" in vars(block) for block in self.denoiser.blocks())
-        if self.steps == 1 and compiled:
+        """A student in training may be compiled, or compute its blocks twice: it reads texts as
+        they come, once anyhow."""
+        changed = any("forward" in vars(block) for block in self.denoiser.blocks())
+        if self.steps == 1 and changed:
             return nullcontext()
         return text_read_once(self.denoiser.unet, ids)
 

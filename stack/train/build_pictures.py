@@ -107,7 +107,7 @@ def _edm(teacher: EdmTeacher) -> EdmNetwork:
 def _filled(
     network: Network, prefix: str, run: Path, recipe: DistillRecipe, average: str | None = None
 ) -> Network:
-    """A network with the student's weights, read one at a time.
+    """A network with the student's weights, read lot by lot.
 
     Args:
         prefix: of its names in the checkpoint.

@@ -139,12 +139,20 @@ def _made(known: Any) -> Any:
 
 
 def _all_new(result: Any, given: Any) -> bool:
-    """Whether a result is of meta tensors that share nothing with those that were given, as that of
-    aten._unsafe_view does, whose schema keeps it to itself."""
+    """Whether a result is of meta tensors with storages of their own and no larger than they need;
+    aten._unsafe_view's is what it was given, whatever its schema says."""
     found, before = (
         [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)] for tree in (result, given)
     )
     if not found or any(tensor.device.type != "meta" for tensor in (*found, *before)):
         return False
-    storages = {tensor.untyped_storage()._cdata for tensor in before}
-    return storages.isdisjoint(tensor.untyped_storage()._cdata for tensor in found)
+    storages = [tensor.untyped_storage()._cdata for tensor in found]
+    return (
+        len({*storages}) == len(storages)
+        and {*storages}.isdisjoint(tensor.untyped_storage()._cdata for tensor in before)
+        and all(_made(_alike(one)).untyped_storage().nbytes() == _held(one) for one in found)
+    )
+
+
+def _held(tensor: Tensor) -> int:
+    return tensor.untyped_storage().nbytes()

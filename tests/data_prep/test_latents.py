@@ -7,6 +7,7 @@ import json
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,7 +150,12 @@ def test_images_of_several_sizes_are_encoded_with_their_like(tmp_path, pipeline,
 @pytest.fixture
 def forks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers start as forks of a process that has imported what they need."""
-    monkeypatch.setattr(workers.multiprocessing, "get_context", lambda kind: forked.context())
+
+    def context(kind: str) -> Any:
+        assert kind == "spawn", "CUDA does not survive a fork"
+        return forked.context()
+
+    monkeypatch.setattr(workers.multiprocessing, "get_context", context)
 
 
 @pytest.mark.usefixtures("forks")

@@ -52,7 +52,6 @@ def assert_plain_diffusers_agrees(folder: Path, student: TextToImage) -> None:
     assert (pictures - ours).abs().max() < 1.5 / 255
 
 
-@pytest.mark.filterwarnings("error::FutureWarning")
 def test_one_step_of_plain_diffusers(exported: Path) -> None:
     _, _, student = teacher_and_student(exported)
     assert (student.nfe, student.steps, student.guidance) == (1, 1, 1.0)

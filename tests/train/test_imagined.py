@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stack.parallel.memory import PeakBytes
 from stack.train.build_cost import Imagined
@@ -40,6 +42,26 @@ def test_a_known_result_is_a_new_tensor_and_a_view_is_none() -> None:
         for _ in range(2):
             flat = torch.ops.aten._unsafe_view(two, [48, 4])
             assert flat.untyped_storage()._cdata == two.untyped_storage()._cdata
+
+
+class Seen(TorchDispatchMode):
+    """Names of the operators that come through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_shape_is_worked_out_once() -> None:
+    x, y = torch.empty(3, 4, device="meta"), torch.empty(3, 5, device="meta")
+    with Seen() as seen, MetaCache():
+        for tensor in (x, x, y, x):
+            tensor.relu()
+    assert seen.names.count("aten.relu.default") == 2
 
 
 def test_what_writes_is_done_each_time() -> None:
